@@ -1,0 +1,3 @@
+"""Tandem: disaggregated prefill and decode on Triton Inference Server."""
+
+__version__ = "0.1.0"

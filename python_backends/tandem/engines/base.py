@@ -1,0 +1,60 @@
+"""The engine protocol: what every engine is to the rest of Tandem.
+
+An engine lives in a process of its own (``engines/server.py``), never in the Triton stub. Nothing in it
+blocks the caller: work goes in, events come out through one callback, from the engine's own threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tandem.deployment import Deployment, Worker
+from tandem.messages import AnyWork, EngineEvent, Load, WorkerInfo
+
+EventSink = Callable[[list[EngineEvent], Load], None]
+"""Takes all events of one step, from any thread, without blocking."""
+
+LoadingSink = Callable[[str, float], None]
+"""Takes what is being loaded and the fraction done, 0 to 1."""
+
+
+class Engine(Protocol):
+    """One model on one device or group of devices."""
+
+    @property
+    def info(self) -> WorkerInfo:
+        """Who this worker is. Valid once the engine is built."""
+        ...
+
+    def start(self, sink: EventSink) -> None:
+        """Begin to take work; every event goes to ``sink``."""
+        ...
+
+    def submit(self, work: list[AnyWork]) -> None:
+        """Queue work. What cannot be done ends in a ``Failed`` event, never in an exception."""
+        ...
+
+    def cancel(self, request_ids: list[str]) -> None:
+        """Stop these requests before the step after next; each known one ends in ``Finished("cancelled")``."""
+        ...
+
+    def release(self, request_ids: list[str]) -> None:
+        """End the leases granted for these requests, if they are still held."""
+        ...
+
+    def pair(self, peer: WorkerInfo) -> None:
+        """Get ready to move KV to or from ``peer``; replaces an older epoch of the same worker.
+
+        Raises:
+            TandemError: ``worker_incompatible``, naming in what the two differ.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End all threads and free the device. Running requests are dropped."""
+        ...
+
+
+EngineFactory = Callable[[Deployment, Worker, int, LoadingSink], Engine]
+"""Builds an engine from (deployment, worker, epoch, loading sink); raises ``TandemError`` with what is wrong."""

@@ -1,0 +1,346 @@
+"""Every message that crosses a process. Read this file first.
+
+    client ─ tensors ─ orchestrator ─ lane messages ─ stage ─ engine messages ─ engine process ═ NIXL ═ engine process
+
+All structs travel as msgpack. A union is told apart by its ``type`` tag. Times are in seconds
+unless the name says otherwise, and always durations: no clock is compared between processes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from tandem.errors import ErrorCode
+
+PROTOCOL_VERSION = 1
+
+StageName = Literal["prefill", "decode"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type"):
+    """Base of every message: immutable."""
+
+
+# ---------------------------------------------------------------- what a request asks for
+
+
+class Sampling(Message, frozen=True, kw_only=True):
+    """How a token is chosen. ``temperature`` 0 is greedy; 0 / 1.0 switch the other filters off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    logprobs: int | None = None
+    """None: no log-probabilities; n: those of the chosen token and of the n likeliest."""
+
+
+class Stopping(Message, frozen=True, kw_only=True):
+    """When an answer ends. Stop strings are the orchestrator's: an engine knows tokens only."""
+
+    max_tokens: int
+    """Most tokens in the whole answer, replayed ones included."""
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    """End-of-text tokens of the model included, unless the request ignores them."""
+
+
+# ---------------------------------------------------------------- work (orchestrator → engine)
+
+
+class Work(Message, frozen=True, kw_only=True):
+    """One request as an engine sees it: prompt and the answer so far, both as token ids."""
+
+    request_id: str
+    token_ids: list[int]
+    output_ids: list[int] = []
+    """Answer tokens that exist already; the next token has this list's length as its index."""
+    sampling: Sampling
+    stopping: Stopping
+
+
+class Prefill(Work, tag="prefill", frozen=True, kw_only=True):
+    """Read the prompt, make one token, hold the KV blocks under a lease."""
+
+
+class Decode(Work, tag="decode", frozen=True, kw_only=True):
+    """Redeem ``handle`` for the KV blocks of ``token_ids`` and go on after ``output_ids``."""
+
+    handle: bytes
+
+
+class Generate(Work, tag="generate", frozen=True, kw_only=True):
+    """Do both stages in one engine."""
+
+
+AnyWork = Prefill | Decode | Generate
+
+
+# ---------------------------------------------------------------- events (engine → orchestrator)
+
+
+class TokenLogprob(Message, frozen=True, kw_only=True):
+    """Natural-log probabilities before sampling filters, after penalties."""
+
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class Tokens(Message, tag="tokens", frozen=True, kw_only=True):
+    """New tokens of one answer. ``index`` is the first one's place in it, so repeats can be dropped."""
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Prefilled(Message, tag="prefilled", frozen=True, kw_only=True):
+    """A ``Prefill`` is done: its one token follows in ``Tokens`` before this event.
+
+    ``handle`` is None where the first token already ended the answer (``finish_reason`` set).
+    """
+
+    request_id: str
+    handle: bytes | None
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+class Pulled(Message, tag="pulled", frozen=True, kw_only=True):
+    """Decode holds confirmed KV: how much moved and how long it took, confirmation included."""
+
+    request_id: str
+    bytes_moved: int
+    seconds: float
+
+
+class Finished(Message, tag="finished", frozen=True, kw_only=True):
+    request_id: str
+    reason: FinishReason
+
+
+class Failed(Message, tag="failed", frozen=True, kw_only=True):
+    request_id: str
+    code: ErrorCode
+    message: str
+
+
+EngineEvent = Tokens | Prefilled | Pulled | Finished | Failed
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """What a worker has to do and hold, at one moment; counters run since its start."""
+
+    queued: int = 0
+    running: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    handles_held: int = 0
+    handles_granted: int = 0
+    handles_expired: int = 0
+    bytes_pulled: int = 0
+    pull_seconds: float = 0.0
+    pulls: int = 0
+    steps: int = 0
+    """Engine steps that made progress: a worker that has work and whose steps stand still is hung."""
+
+
+# ---------------------------------------------------------------- who a worker is
+
+
+class TransferInfo(Message, frozen=True, kw_only=True):
+    """Where a worker's KV memory lies and how NIXL reaches it. Block i starts at ``address + i * block_bytes``."""
+
+    agent_name: str
+    agent_metadata: bytes
+    address: int
+    block_bytes: int
+    num_blocks: int
+    memory: Literal["DRAM", "VRAM"] = "DRAM"
+    device_id: int = 0
+
+
+class WorkerInfo(Message, frozen=True, kw_only=True):
+    """All that others must know of a worker. Workers fit together when their ``KvFormat`` is equal."""
+
+    protocol_version: int = PROTOCOL_VERSION
+    worker_id: str
+    epoch: int
+    """New at every start of the engine process; nothing of an older epoch is ever accepted."""
+    stage: StageName
+    engine: str
+    kv: KvFormat
+    vocab_size: int
+    max_model_len: int
+    """Most tokens of prompt and answer together."""
+    max_batch_size: int
+    transfer: TransferInfo | None
+
+
+class KvFormat(Message, frozen=True, kw_only=True):
+    """What must be equal on both sides of a hand-over for KV bytes to mean the same."""
+
+    fingerprint: str
+    """Hash over the model's configuration and weights."""
+    dtype: str
+    layout: str
+    block_size: int
+    tensor_parallel_size: int = 1
+
+
+# ---------------------------------------------------------------- lane (orchestrator → stage)
+
+
+class Hello(Message, tag="hello", frozen=True, kw_only=True):
+    """Ask a worker who it is."""
+
+
+class Pair(Message, tag="pair", frozen=True, kw_only=True):
+    """Introduce a worker of the other stage, so that KV may move between the two."""
+
+    peer: WorkerInfo
+
+
+class Submit(Message, tag="submit", frozen=True, kw_only=True):
+    """Hand over work; every refusal comes back at once, everything else through polls of ``lane``."""
+
+    lane: str
+    epoch: int
+    work: list[AnyWork]
+
+
+class Poll(Message, tag="poll", frozen=True, kw_only=True):
+    """Ask for all events of ``lane`` since its last poll; answered when there are some, or after ``wait_s``.
+
+    A poll that finds another one of the same lane outstanding takes its place.
+    """
+
+    lane: str
+    wait_s: float
+
+
+class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
+    """Stop these requests wherever they are; unknown ids are no error. Handles they hold are released."""
+
+    request_ids: list[str]
+
+
+LaneRequest = Hello | Pair | Submit | Poll | Cancel
+
+
+class HelloReply(Message, tag="hello_reply", frozen=True, kw_only=True):
+    worker: WorkerInfo
+    load: Load
+
+
+class Done(Message, tag="done", frozen=True, kw_only=True):
+    """Understood and done."""
+
+
+class Refused(Message, tag="refused", frozen=True, kw_only=True):
+    code: ErrorCode
+    message: str
+
+
+class SubmitReply(Message, tag="submit_reply", frozen=True, kw_only=True):
+    refused: list[Failed]
+
+
+class PollReply(Message, tag="poll_reply", frozen=True, kw_only=True):
+    epoch: int
+    events: list[EngineEvent]
+    load: Load
+
+
+LaneReply = HelloReply | Done | Refused | SubmitReply | PollReply
+
+
+# ---------------------------------------------------------------- engine process (stage ↔ engine)
+
+
+class Release(Message, tag="release", frozen=True, kw_only=True):
+    """Give up leases that were granted for these requests (their handle will not be redeemed)."""
+
+    request_ids: list[str]
+
+
+class Stop(Message, tag="stop", frozen=True, kw_only=True):
+    """End the engine process in good order."""
+
+
+class Start(Message, tag="start", frozen=True, kw_only=True):
+    """Take work (one message, many requests)."""
+
+    work: list[AnyWork]
+
+
+EngineCommand = Start | Cancel | Release | Pair | Stop
+
+
+class Loading(Message, tag="loading", frozen=True, kw_only=True):
+    """The engine process is alive and loading."""
+
+    what: str
+    fraction: float
+
+
+class Ready(Message, tag="ready", frozen=True, kw_only=True):
+    worker: WorkerInfo
+
+
+class EngineError(Message, tag="engine_error", frozen=True, kw_only=True):
+    """The engine cannot go on; the process ends after this message."""
+
+    message: str
+
+
+class Events(Message, tag="events", frozen=True, kw_only=True):
+    """All that happened in one engine step. Sent at least every second, as a sign of life."""
+
+    events: list[EngineEvent]
+    load: Load
+
+
+EngineReport = Loading | Ready | EngineError | Events
+
+
+# ---------------------------------------------------------------- KV handle
+
+
+class KvHandle(Message, frozen=True, kw_only=True):
+    """The ticket that prefill returns and decode redeems. Signed: see ``tandem.kv.handle``."""
+
+    version: int
+    worker_id: str
+    epoch: int
+    lease_id: int
+    kv: KvFormat
+    num_tokens: int
+    """Tokens whose KV the blocks hold (the prompt's)."""
+    tokens_digest: bytes
+    """Hash of those token ids: a handle fits one prompt only."""
+    block_ids: list[int]
+
+
+_T = TypeVar("_T")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """Serialise any message to msgpack."""
+    return _encoder.encode(message)
+
+
+def decoder(kind: type[_T] | object) -> msgspec.msgpack.Decoder[_T]:
+    """A typed msgpack decoder for one struct or union; raises ``msgspec.ValidationError`` on wrong input."""
+    return msgspec.msgpack.Decoder(kind)  # type: ignore[arg-type]
