@@ -1,0 +1,202 @@
+"""The KV handle as bytes: signed by prefill, verified by decode, and checked field by field against who they are.
+
+    "TKVH" │ version u16 │ payload length u32 │ payload: KvHandle as msgpack │ HMAC-SHA256 of all before it
+      4 B  │     2 B     │        4 B         │                              │ 32 B        (big-endian)
+
+The version stands outside the payload, since another version may have another payload.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+from hashlib import blake2b
+
+import msgspec
+
+from tandem.errors import ErrorCode, TandemError
+from tandem.messages import KvFormat, KvHandle, WorkerInfo, decoder, encode
+
+HANDLE_VERSION = 1
+KEY_BYTES = 32
+KEY_VARIABLE = "TANDEM_HANDLE_KEY"
+
+_MAGIC = b"TKVH"
+_HEADER = struct.Struct(">4sHI")
+_MAC_BYTES = 32
+_payload_decoder: msgspec.msgpack.Decoder[KvHandle] = decoder(KvHandle)
+
+_FORMAT_CODES: dict[str, ErrorCode] = {
+    "fingerprint": "handle_fingerprint",
+    "dtype": "handle_dtype",
+    "layout": "handle_layout",
+    "block_size": "handle_block_size",
+    "tensor_parallel_size": "handle_tensor_parallel_size",
+}
+
+
+def handle_key() -> bytes:
+    """The key of this deployment, 32 bytes, from the environment.
+
+    Raises:
+        TandemError: ``invalid_request``; says how to set it.
+    """
+    text = os.environ.get(KEY_VARIABLE, "")
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        # The value is a secret: only its length is told.
+        raise TandemError(
+            "invalid_request",
+            f"the environment variable {KEY_VARIABLE} must hold {KEY_BYTES} bytes as {2 * KEY_BYTES} hex digits, the "
+            f"same for all workers of a deployment; it has {len(text)} characters. `openssl rand -hex {KEY_BYTES}` "
+            "makes one",
+        )
+    return key
+
+
+def digest_tokens(token_ids: list[int]) -> bytes:
+    """Hash of token ids: BLAKE2b, 16 bytes, over their 32-bit little-endian values.
+
+    Raises:
+        TandemError: ``invalid_request``, an id does not fit 32 bits.
+    """
+    try:
+        packed = struct.pack(f"<{len(token_ids)}I", *token_ids)
+    except struct.error as error:
+        raise TandemError(
+            "invalid_request", f"token_ids: each must be an integer from 0 to 2**32 - 1: {error}"
+        ) from error
+    return blake2b(packed, digest_size=16).digest()
+
+
+def sign(handle: KvHandle, key: bytes) -> bytes:
+    """The handle as bytes that nobody without ``key`` can make or change."""
+    payload = encode(handle)
+    signed = _HEADER.pack(_MAGIC, handle.version, len(payload)) + payload
+    return signed + _mac(signed, key)
+
+
+def verify(data: bytes, key: bytes) -> KvHandle:
+    """The handle that ``sign`` made with the same key.
+
+    Raises:
+        TandemError: ``handle_malformed`` (not a whole handle), ``handle_version`` (another version's) or
+            ``handle_forged`` (changed on the way, or signed with another key).
+    """
+    if len(data) < _HEADER.size + _MAC_BYTES:
+        raise TandemError("handle_malformed", f"handle: {len(data)} bytes are too few for a KV handle")
+    magic, version, length = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise TandemError("handle_malformed", f"handle: starts with {magic!r}, not with {_MAGIC!r}: not a KV handle")
+    if version != HANDLE_VERSION:
+        raise TandemError(
+            "handle_version",
+            f"handle: version {version}; this worker reads version {HANDLE_VERSION}: run the same Tandem everywhere",
+        )
+    expected = _HEADER.size + length + _MAC_BYTES
+    if len(data) != expected:
+        raise TandemError("handle_malformed", f"handle: {len(data)} bytes instead of {expected}: cut or padded")
+    signed, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
+    if not hmac.compare_digest(mac, _mac(signed, key)):
+        raise TandemError(
+            "handle_forged",
+            f"handle: its signature does not fit; it was changed, or {KEY_VARIABLE} differs between the workers",
+        )
+    try:
+        handle = _payload_decoder.decode(signed[_HEADER.size :])
+    except msgspec.DecodeError as error:
+        raise TandemError("handle_malformed", f"handle: {error}") from error
+    if handle.version != version:
+        raise TandemError("handle_malformed", f"handle: version {handle.version} inside, {version} outside")
+    return handle
+
+
+def check(handle: KvHandle, mine: WorkerInfo, peer: WorkerInfo | None, token_ids: list[int]) -> None:
+    """Whether ``mine`` may pull what the handle names from ``peer`` and use it as the KV of ``token_ids``.
+
+    Raises:
+        TandemError: the code of the first thing that does not fit; its text says what was expected.
+    """
+    if peer is None or peer.worker_id != handle.worker_id or peer.transfer is None:
+        known = "none" if peer is None else repr(peer.worker_id)
+        raise TandemError(
+            "handle_unknown_worker",
+            f"handle: from worker {handle.worker_id!r}, with which {mine.worker_id!r} is not paired (paired: {known})",
+        )
+    if handle.epoch != peer.epoch:
+        raise TandemError(
+            "handle_stale_epoch",
+            f"handle: from epoch {handle.epoch:x} of worker {handle.worker_id!r}, but {mine.worker_id!r} is paired "
+            f"with epoch {peer.epoch:x}: the worker was restarted and its KV is lost, so run the prefill again",
+        )
+    _check_format(handle.kv, mine)
+    _check_tokens(handle, token_ids)
+    _check_blocks(handle, peer.transfer.num_blocks)
+
+
+def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
+    """Whether KV of one means the same to the other, and can move.
+
+    Raises:
+        TandemError: ``worker_incompatible``, naming everything in which the two differ.
+    """
+    differences = [
+        f"{name} is {ours!r} here and {theirs!r} there"
+        for name, ours, theirs in [
+            ("protocol_version", mine.protocol_version, peer.protocol_version),
+            *((f"kv.{f}", getattr(mine.kv, f), getattr(peer.kv, f)) for f in KvFormat.__struct_fields__),
+            ("vocab_size", mine.vocab_size, peer.vocab_size),
+        ]
+        if ours != theirs
+    ]
+    for worker in (mine, peer):
+        if worker.transfer is None:
+            differences.append(f"{worker.worker_id!r} has no KV transfer")
+    if mine.worker_id == peer.worker_id:
+        differences.append("both have the same worker_id")
+    if mine.transfer and peer.transfer and mine.transfer.block_bytes != peer.transfer.block_bytes:
+        differences.append(
+            f"transfer.block_bytes is {mine.transfer.block_bytes} here and {peer.transfer.block_bytes} there"
+        )
+    if differences:
+        raise TandemError(
+            "worker_incompatible",
+            f"worker {mine.worker_id!r} cannot exchange KV with {peer.worker_id!r}: {'; '.join(differences)}",
+        )
+
+
+def _mac(signed: bytes, key: bytes) -> bytes:
+    return hmac.digest(key, signed, "sha256")
+
+
+def _check_format(kv: KvFormat, mine: WorkerInfo) -> None:
+    for field, code in _FORMAT_CODES.items():
+        theirs, ours = getattr(kv, field), getattr(mine.kv, field)
+        if theirs != ours:
+            raise TandemError(code, f"handle: {field} {theirs!r}, but {mine.worker_id!r} has {ours!r}")
+
+
+def _check_tokens(handle: KvHandle, token_ids: list[int]) -> None:
+    if handle.num_tokens != len(token_ids):
+        raise TandemError(
+            "handle_tokens", f"handle: holds {handle.num_tokens} tokens, but the request has {len(token_ids)}"
+        )
+    if not hmac.compare_digest(handle.tokens_digest, digest_tokens(token_ids)):
+        raise TandemError("handle_tokens", "handle: made for other tokens than those of the request")
+
+
+def _check_blocks(handle: KvHandle, num_blocks: int) -> None:
+    """A signed handle with such blocks is prefill's mistake; reading them would still be ours."""
+    needed = -(-handle.num_tokens // handle.kv.block_size)
+    blocks = set(handle.block_ids)
+    if len(handle.block_ids) != needed or len(blocks) != needed:
+        raise TandemError(
+            "handle_malformed",
+            f"handle: {len(blocks)} different blocks for {handle.num_tokens} tokens; {needed} are needed",
+        )
+    if not all(0 <= block < num_blocks for block in blocks):
+        raise TandemError("handle_malformed", f"handle: block ids must lie from 0 to {num_blocks - 1}")

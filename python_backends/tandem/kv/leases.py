@@ -1,0 +1,141 @@
+"""Leases: prefilled KV blocks that wait to be pulled. Each ends once: by confirmation, cancellation or time.
+
+    granted ── confirm ──► redeemed        (a second confirm: handle_used)
+       ├────── cancel ───► cancelled       (a later confirm: lease_cancelled)
+       └────── time ─────► expired         (a later confirm: lease_expired)
+
+Every end frees the blocks, at once and once. The reader confirms after its read has ended; so a confirmed lease
+means that the blocks were untouched during the whole read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tandem.errors import ErrorCode, TandemError
+from tandem.kv.blocks import BlockPool
+
+REMEMBERED = 65536
+"""Ended leases whose end is remembered; a refusal for an older one says ``lease_unknown``."""
+
+_REFUSALS: dict[ErrorCode, str] = {
+    "handle_used": "was redeemed before; a handle is good for one pull, so run the prefill again",
+    "lease_cancelled": "was cancelled; its request ended before the blocks were pulled",
+    "lease_expired": "ran out before the pull was confirmed; run the prefill again, or raise kv.lease_s",
+    "lease_unknown": "is not known to this worker; run the prefill again",
+}
+
+
+@dataclass(frozen=True)
+class _Lease:
+    request_id: str
+    block_ids: tuple[int, ...]
+    deadline: float
+
+
+class LeaseTable:
+    """The leases of one worker. Thread-safe, with no threads and no waits of its own."""
+
+    def __init__(self, pool: BlockPool, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` gives seconds that never run backwards."""
+        self._pool = pool
+        self._lease_s = lease_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: OrderedDict[int, _Lease] = OrderedDict()
+        """In the order of their deadlines, since all leases last equally long."""
+        self._leases_of: dict[str, set[int]] = {}
+        self._leased_blocks: set[int] = set()
+        self._ended: OrderedDict[int, ErrorCode] = OrderedDict()
+        """Lease id to the code that refuses it from now on."""
+        self._granted = 0
+        self._expired = 0
+        self.on_grant: Callable[[], None] = lambda: None
+        """Called after each grant, outside the lock: whoever answers confirmations may have to wake up."""
+
+    @property
+    def held(self) -> int:
+        """Leases that have not ended."""
+        return len(self._held)
+
+    @property
+    def granted(self) -> int:
+        """Leases granted so far."""
+        return self._granted
+
+    @property
+    def expired(self) -> int:
+        """Leases that ran out so far."""
+        return self._expired
+
+    def grant(self, request_id: str, block_ids: Sequence[int]) -> int:
+        """Take over blocks that the caller allocated, until the lease ends. Returns the lease id, from 1 up.
+
+        Raises:
+            ValueError: a block is under lease already, or named twice.
+        """
+        blocks = set(block_ids)
+        with self._lock:
+            if len(blocks) < len(block_ids) or not self._leased_blocks.isdisjoint(blocks):
+                twice = sorted(b for b in block_ids if b in self._leased_blocks or list(block_ids).count(b) > 1)
+                raise ValueError(f"blocks {twice[:8]} of request {request_id!r} are under lease already")
+            self._granted += 1
+            lease_id = self._granted
+            self._held[lease_id] = _Lease(request_id, tuple(block_ids), self._clock() + self._lease_s)
+            self._leases_of.setdefault(request_id, set()).add(lease_id)
+            self._leased_blocks |= blocks
+        self.on_grant()
+        return lease_id
+
+    def confirm(self, lease_id: int) -> None:
+        """End a lease as redeemed and free its blocks.
+
+        Raises:
+            TandemError: ``handle_used``, ``lease_cancelled``, ``lease_expired`` or ``lease_unknown``; the blocks may
+                have changed during the read, so what was read must not be used.
+        """
+        with self._lock:
+            self._expire_overdue()
+            if lease_id in self._held:
+                self._end(lease_id, "handle_used")
+                return
+            code = self._ended.get(lease_id, "lease_unknown")
+        raise TandemError(code, f"lease {lease_id} {_REFUSALS[code]}")
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """End all leases of these requests; unknown ids are no error."""
+        with self._lock:
+            self._expire_overdue()
+            for request_id in request_ids:
+                for lease_id in sorted(self._leases_of.get(request_id, ())):
+                    self._end(lease_id, "lease_cancelled")
+
+    def expire(self) -> None:
+        """End what is overdue. To be called now and then: nothing else frees a lease that nobody asks for."""
+        with self._lock:
+            self._expire_overdue()
+
+    def _expire_overdue(self) -> None:
+        now = self._clock()
+        while self._held:
+            lease_id, lease = next(iter(self._held.items()))
+            if lease.deadline > now:
+                return
+            self._end(lease_id, "lease_expired")
+            self._expired += 1
+
+    def _end(self, lease_id: int, refusal: ErrorCode) -> None:
+        lease = self._held.pop(lease_id)
+        siblings = self._leases_of[lease.request_id]
+        siblings.remove(lease_id)
+        if not siblings:
+            del self._leases_of[lease.request_id]
+        self._leased_blocks.difference_update(lease.block_ids)
+        self._pool.free(lease.block_ids)
+        self._ended[lease_id] = refusal
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)

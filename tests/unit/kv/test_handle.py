@@ -1,0 +1,237 @@
+"""The handle: nothing but the very bytes that were signed is accepted, and every mismatch has its own code."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tandem.errors import TandemError
+from tandem.kv import handle as kv_handle
+from tandem.kv.handle import check, digest_tokens, handle_key, require_compatible, sign, verify
+from tandem.messages import KvFormat, KvHandle, TransferInfo, WorkerInfo
+
+KEY = bytes(range(32))
+TOKENS = [5, 6, 7, 49151, 0]
+KV = KvFormat(fingerprint="f" * 32, dtype="bfloat16", layout="block-major-v1", block_size=2)
+
+
+def transfer(**changes: Any) -> TransferInfo:
+    fields = {"agent_name": "a", "agent_metadata": b"", "address": 4096, "block_bytes": 64, "num_blocks": 9}
+    return TransferInfo(**{**fields, **changes})
+
+
+def worker(worker_id: str, **changes: Any) -> WorkerInfo:
+    fields: dict[str, Any] = {
+        "worker_id": worker_id,
+        "epoch": 77,
+        "stage": "prefill",
+        "engine": "torch",
+        "kv": KV,
+        "vocab_size": 49152,
+        "max_model_len": 128,
+        "max_batch_size": 4,
+        "transfer": transfer(),
+    }
+    return WorkerInfo(**{**fields, **changes})
+
+
+PREFILL = worker("prefill_0")
+DECODE = worker("decode_0", epoch=5, stage="decode")
+
+
+def make(**changes: Any) -> KvHandle:
+    fields: dict[str, Any] = {
+        "version": kv_handle.HANDLE_VERSION,
+        "worker_id": "prefill_0",
+        "epoch": 77,
+        "lease_id": 3,
+        "kv": KV,
+        "num_tokens": len(TOKENS),
+        "tokens_digest": digest_tokens(TOKENS),
+        "block_ids": [4, 5, 8],
+    }
+    return KvHandle(**{**fields, **changes})
+
+
+def code_of(data: bytes, key: bytes = KEY) -> str:
+    with pytest.raises(TandemError) as error:
+        verify(data, key)
+    return error.value.code
+
+
+handles = st.builds(
+    KvHandle,
+    version=st.just(kv_handle.HANDLE_VERSION),
+    worker_id=st.text(max_size=8),
+    epoch=st.integers(0, 2**63 - 1),
+    lease_id=st.integers(0, 2**63 - 1),
+    kv=st.builds(
+        KvFormat,
+        fingerprint=st.text(max_size=8),
+        dtype=st.text(max_size=8),
+        layout=st.text(max_size=8),
+        block_size=st.integers(1, 256),
+        tensor_parallel_size=st.integers(1, 8),
+    ),
+    num_tokens=st.integers(0, 2**31),
+    tokens_digest=st.binary(max_size=32),
+    block_ids=st.lists(st.integers(0, 2**31), max_size=8),
+)
+
+
+@given(handle=handles, key=st.binary(min_size=32, max_size=32))
+def test_what_was_signed_comes_back(handle: KvHandle, key: bytes) -> None:
+    assert verify(sign(handle, key), key) == handle
+
+
+@given(handle=handles, other=st.binary(min_size=32, max_size=32).filter(lambda k: k != KEY))
+def test_foreign_key_is_forged(handle: KvHandle, other: bytes) -> None:
+    assert code_of(sign(handle, other)) == "handle_forged"
+
+
+def test_every_truncation_is_malformed() -> None:
+    data = sign(make(), KEY)
+    assert {code_of(data[:n]) for n in range(len(data))} == {"handle_malformed"}
+    assert {code_of(data[n:]) for n in range(1, len(data) + 1)} == {"handle_malformed"}
+    assert code_of(data + b"\0") == "handle_malformed"
+
+
+def test_every_flipped_bit_is_refused_with_the_code_of_its_place() -> None:
+    data = sign(make(), KEY)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        place = bit // 8
+        expected = (
+            "handle_malformed"
+            if place < 4
+            else "handle_version"
+            if place < 6
+            else "handle_malformed"
+            if place < 10
+            else "handle_forged"
+        )
+        assert code_of(bytes(flipped)) == expected, f"bit {bit}"
+
+
+@given(data=st.binary(max_size=300))
+def test_garbage_is_malformed(data: bytes) -> None:
+    assert code_of(data) == "handle_malformed"
+
+
+@given(payload=st.binary(max_size=100))
+@settings(max_examples=50)
+def test_signed_garbage_is_malformed(payload: bytes) -> None:
+    signed = struct.pack(">4sHI", b"TKVH", kv_handle.HANDLE_VERSION, len(payload)) + payload
+    assert code_of(signed + kv_handle._mac(signed, KEY)) == "handle_malformed"
+
+
+def test_other_version_is_named_even_with_a_good_signature() -> None:
+    data = sign(make(version=kv_handle.HANDLE_VERSION + 1), KEY)
+    with pytest.raises(TandemError, match=r"version 2; this worker reads version 1") as error:
+        verify(data, KEY)
+    assert error.value.code == "handle_version"
+
+
+def test_inner_version_must_be_the_outer_one() -> None:
+    payload = msgspec.msgpack.encode(make(version=9))
+    signed = struct.pack(">4sHI", b"TKVH", kv_handle.HANDLE_VERSION, len(payload)) + payload
+    assert code_of(signed + kv_handle._mac(signed, KEY)) == "handle_malformed"
+
+
+def test_fitting_handle_passes() -> None:
+    check(make(), DECODE, PREFILL, TOKENS)
+
+
+def other_kv(**changes: Any) -> KvFormat:
+    return msgspec.structs.replace(KV, **changes)
+
+
+@pytest.mark.parametrize(
+    ("handle", "peer", "tokens", "code", "text"),
+    [
+        (make(), None, TOKENS, "handle_unknown_worker", "prefill_0"),
+        (make(worker_id="prefill_9"), PREFILL, TOKENS, "handle_unknown_worker", "prefill_9"),
+        (make(), worker("prefill_0", transfer=None), TOKENS, "handle_unknown_worker", "prefill_0"),
+        (make(epoch=76), PREFILL, TOKENS, "handle_stale_epoch", "epoch 4c"),
+        (make(epoch=78), PREFILL, TOKENS, "handle_stale_epoch", "epoch 4e"),
+        (make(kv=other_kv(fingerprint="g")), PREFILL, TOKENS, "handle_fingerprint", "'g'"),
+        (make(kv=other_kv(dtype="float32")), PREFILL, TOKENS, "handle_dtype", "float32"),
+        (make(kv=other_kv(layout="layer-major")), PREFILL, TOKENS, "handle_layout", "layer-major"),
+        (make(kv=other_kv(block_size=4)), PREFILL, TOKENS, "handle_block_size", "4, but 'decode_0' has 2"),
+        (make(kv=other_kv(tensor_parallel_size=2)), PREFILL, TOKENS, "handle_tensor_parallel_size", "2"),
+        (make(num_tokens=6), PREFILL, TOKENS, "handle_tokens", "6 tokens"),
+        (make(), PREFILL, TOKENS[:-1], "handle_tokens", "the request has 4"),
+        (make(), PREFILL, [*TOKENS[:-1], 1], "handle_tokens", "other tokens"),
+        (make(), PREFILL, TOKENS[::-1], "handle_tokens", "other tokens"),
+        (make(block_ids=[1, 2]), PREFILL, TOKENS, "handle_malformed", "3 are needed"),
+        (make(block_ids=[1, 2, 2]), PREFILL, TOKENS, "handle_malformed", "3 are needed"),
+        (make(block_ids=[1, 2, 9]), PREFILL, TOKENS, "handle_malformed", "0 to 8"),
+        (make(block_ids=[-1, 2, 3]), PREFILL, TOKENS, "handle_malformed", "0 to 8"),
+    ],
+)
+def test_each_mismatch_has_its_code(
+    handle: KvHandle, peer: WorkerInfo | None, tokens: list[int], code: str, text: str
+) -> None:
+    with pytest.raises(TandemError) as error:
+        check(handle, DECODE, peer, tokens)
+    assert error.value.code == code
+    assert text in error.value.message
+
+
+def test_digest_tells_orders_and_lengths_apart() -> None:
+    digests = {digest_tokens(t) for t in ([], [0], [0, 0], [1, 2], [2, 1], [258], [2, 0, 0, 1])}
+    assert len(digests) == 7
+    for wrong in ([-1], [2**32], [1.5]):
+        with pytest.raises(TandemError, match="token_ids"):
+            digest_tokens(wrong)  # type: ignore[arg-type]
+
+
+def test_compatible_workers_may_meet() -> None:
+    require_compatible(DECODE, PREFILL)
+
+
+def test_all_differences_are_named() -> None:
+    stranger = worker(
+        "prefill_0",
+        kv=KvFormat(fingerprint="x", dtype="y", layout="z", block_size=3, tensor_parallel_size=2),
+        vocab_size=7,
+        protocol_version=99,
+        transfer=transfer(block_bytes=65),
+    )
+    with pytest.raises(TandemError) as error:
+        require_compatible(DECODE, stranger)
+    assert error.value.code == "worker_incompatible"
+    for field in (*(f"kv.{f}" for f in KvFormat.__struct_fields__), "vocab_size", "protocol_version", "block_bytes"):
+        assert field in error.value.message
+    assert "'bfloat16' here and 'y' there" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [(worker("decode_0"), "same worker_id"), (worker("prefill_0", transfer=None), "'prefill_0' has no KV transfer")],
+)
+def test_impossible_pairs(peer: WorkerInfo, text: str) -> None:
+    with pytest.raises(TandemError, match=text):
+        require_compatible(DECODE, peer)
+
+
+def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_HANDLE_KEY", KEY.hex())
+    assert handle_key() == KEY
+
+
+@pytest.mark.parametrize("value", [None, "", "zz" * 32, "00" * 31, "00" * 33])
+def test_bad_key_says_how_to_make_one_and_keeps_the_secret(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    if value is None:
+        monkeypatch.delenv("TANDEM_HANDLE_KEY", raising=False)
+    else:
+        monkeypatch.setenv("TANDEM_HANDLE_KEY", value)
+    with pytest.raises(TandemError, match="openssl rand -hex 32") as error:
+        handle_key()
+    assert not value or value not in str(error.value)
