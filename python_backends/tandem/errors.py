@@ -34,6 +34,8 @@ ErrorCode = Literal[
     "worker_lost",
     "engine_failed",
     "not_found",
+    # the machine lacks something, or it is in use
+    "environment",
 ]
 
 ERROR_CODES: tuple[str, ...] = get_args(ErrorCode)

@@ -1,0 +1,69 @@
+"""The command line of the Triton server, and what it needs of the machine's shared memory."""
+
+from __future__ import annotations
+
+import shutil
+
+from tandem.deployment import Deployment
+from tandem.errors import TandemError
+from tandem.triton.ports import Ports
+from tandem.triton.processes import shared_memory_prefix
+from tandem.triton.run_directory import RunDirectory
+from tandem.triton.runtime import TritonRuntime
+
+_MIB = 1 << 20
+_SHM_BYTES = 16 * _MIB
+"""Shared memory of one model instance at start, and the step by which it grows (Triton's own default is 1 MiB)."""
+
+_BLS_THREADS = 64
+"""BLS calls that wait at once in one model instance; long polls are such calls (Triton's own default is 32)."""
+
+_STUB_TIMEOUT_S = 600
+"""For a model to load: an engine reads its weights meanwhile."""
+
+_EXIT_TIMEOUT_S = 10
+"""For requests in flight when the server is asked to stop."""
+
+
+def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirectory, ports: Ports) -> list[str]:
+    """The whole command."""
+    host = deployment.server.host
+    python = {
+        "shm-default-byte-size": _SHM_BYTES,
+        "shm-growth-byte-size": _SHM_BYTES,
+        "shm-region-prefix-name": shared_memory_prefix(run.run_id),
+        "stub-timeout-seconds": _STUB_TIMEOUT_S,
+        "thread-pool-size": _BLS_THREADS,
+    }
+    command = [
+        str(runtime.binary),
+        f"--model-repository={run.models}",
+        f"--backend-directory={runtime.backends}",
+        f"--http-address={host}",
+        f"--grpc-address={host}",
+        f"--metrics-address={host}",
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        "--disable-auto-complete-config",  # the templates are complete; saves one stub start per model
+        f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+        *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
+    ]
+    if runtime.caches is not None:
+        command.append(f"--cache-directory={runtime.caches}")
+    return command
+
+
+def check_shared_memory(models: int) -> None:
+    """Whether ``/dev/shm`` holds the regions of that many model instances.
+
+    Raises:
+        TandemError: ``environment``, naming need, have and the option of Docker.
+    """
+    need, free = models * _SHM_BYTES, shutil.disk_usage("/dev/shm").free
+    if free < need:
+        raise TandemError(
+            "environment",
+            f"/dev/shm has {free // _MIB} MiB free; Triton's models need {need // _MIB} MiB. "
+            "Remove what fills it, or start the container with --shm-size=1g",
+        )

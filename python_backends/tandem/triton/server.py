@@ -1,0 +1,233 @@
+"""One Triton server as a supervised child process: started, awaited, and ended with all that hangs on it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from tandem.deployment import Deployment, to_json
+from tandem.errors import TandemError
+from tandem.triton.command import check_shared_memory, server_command
+from tandem.triton.home import home_dir, templates_dir
+from tandem.triton.layout import lay_out
+from tandem.triton.ports import Ports, choose_ports
+from tandem.triton.processes import RUN_VARIABLE, end_run
+from tandem.triton.run_directory import RunDirectory
+from tandem.triton.runtime import TritonRuntime, find_runtime
+from tandem.triton.server_log import ServerLog
+
+STOP_GRACE_S = 15.0
+"""From the request to stop until everything is killed. Triton itself waits 10 s for requests in flight."""
+
+_POLL_S = 0.1
+_READY_TIMEOUT_S = 600.0
+
+_Part = TypeVar("_Part")
+
+Progress = Callable[[str], None]
+"""Takes one line on what is being awaited, whenever that changes."""
+
+
+class TritonServer:
+    """``with TritonServer(deployment) as server:`` — inside, the server is ready; afterwards nothing is left of it.
+
+    The constructor does nothing but note; ``start`` and ``stop`` are what ``with`` calls.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        templates: Path | None = None,
+        ready_timeout_s: float = _READY_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> None:
+        self.deployment = deployment
+        self._templates = templates
+        self._ready_timeout_s = ready_timeout_s
+        self._progress = progress or (lambda _: None)
+        self._run: RunDirectory | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._ports: Ports | None = None
+
+    # ------------------------------------------------------------ life
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Lay out the models, start the server and wait until all models are ready.
+
+        Raises:
+            TandemError: ``environment`` (something is missing on this machine, a port is taken), ``engine_failed`` (a
+                model does not load; the text quotes the log) or ``deadline_exceeded``. Nothing is left running.
+        """
+        runtime = find_runtime()
+        templates = self._templates or templates_dir()
+        self._ports = choose_ports(self.deployment.server)
+        try:
+            self._run = RunDirectory.create(home_dir(), self.deployment.name)
+            self._run.deployment_file.write_bytes(to_json(self.deployment))
+            models = lay_out(self.deployment, templates, self._run.models, self._run.deployment_file)
+            check_shared_memory(len(models))
+            self._spawn(runtime)
+            self._await_ready(ServerLog(self.log_file), models)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> int:
+        """Block until the server ends by itself; returns its exit status (negative: the signal that killed it)."""
+        return self._started(self._process).wait()
+
+    def stop(self) -> None:
+        """End server, stubs and engines, by force if they do not go; remove what they held. Safe to repeat."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._run is not None:
+            end_run(self._run.run_id, grace_s=2.0)
+            self._run.close()
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()
+            self._guard.wait()
+        self._process = self._guard = None
+
+    # ------------------------------------------------------------ where it is
+
+    @property
+    def ports(self) -> Ports:
+        """The ports in use (free ones where 0 was asked for). Valid once started."""
+        return self._started(self._ports)
+
+    @property
+    def http_url(self) -> str:
+        """Base of Triton's HTTP API, e.g. ``http://127.0.0.1:8000``."""
+        return f"http://{self._client_host}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Address for ``tritonclient.grpc``, e.g. ``127.0.0.1:8001``."""
+        return f"{self._client_host}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Triton's Prometheus metrics."""
+        return f"http://{self._client_host}:{self.ports.metrics}/metrics"
+
+    @property
+    def run_directory(self) -> Path:
+        """Resolved deployment, models and logs of this run."""
+        return self._started(self._run).path
+
+    @property
+    def log_file(self) -> Path:
+        """What server and stubs print."""
+        return self._started(self._run).logs / "triton.log"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._started(self._process).pid
+
+    @property
+    def _client_host(self) -> str:
+        """Where a client on this machine reaches the server."""
+        host = self.deployment.server.host
+        return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+
+    # ------------------------------------------------------------ start, step by step
+
+    def _spawn(self, runtime: TritonRuntime) -> None:
+        """Start the guard, then the server in a session of its own, so that Ctrl-C reaches only this process."""
+        run, ports = self._started(self._run), self.ports
+        self._guard = subprocess.Popen(
+            [sys.executable, "-m", "tandem.triton.guard", run.run_id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        command = server_command(runtime, self.deployment, run, ports)
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(runtime, run),
+                start_new_session=True,
+            )
+
+    def _await_ready(self, log: ServerLog, models: list[str]) -> None:
+        """Poll readiness until it is there, the child is dead or the time is over."""
+        process = self._started(self._process)
+        deadline = time.monotonic() + self._ready_timeout_s
+        said = ""
+        while not _is_ready(self.http_url):
+            if process.poll() is not None:
+                raise TandemError("engine_failed", log.why_ended(process.returncode))
+            if time.monotonic() > deadline:
+                raise TandemError(
+                    "deadline_exceeded",
+                    f"the server was not ready after {self._ready_timeout_s:.0f} s; {log.progress(models)}. "
+                    f"Its log: {self.log_file}",
+                )
+            if (line := log.progress(models)) != said:
+                self._progress(line)
+                said = line
+            time.sleep(_POLL_S)
+
+    def _started(self, value: _Part | None) -> _Part:
+        if value is None:
+            raise RuntimeError("the server has not been started")
+        return value
+
+
+def _environment(runtime: TritonRuntime, run: RunDirectory) -> dict[str, str]:
+    """The server's environment, which its stubs and engines inherit.
+
+    The stub embeds Python: it finds this one through the PATH, and this one's packages through PYTHONPATH.
+    """
+    python = Path(sys.executable)
+    packages = [str(Path(__file__).resolve().parents[2]), sysconfig.get_paths()["purelib"]]
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        **os.environ,
+        **runtime.environment(run.path / "lib"),
+        RUN_VARIABLE: run.run_id,
+        "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
+        "PYTHONPATH": ":".join([*packages, *([inherited] if inherited else [])]),
+        "PYTHONUNBUFFERED": "1",
+        "TANDEM_PYTHON": os.environ.get("TANDEM_PYTHON") or sys.executable,
+        "TANDEM_HANDLE_KEY": os.environ.get("TANDEM_HANDLE_KEY") or secrets.token_hex(32),
+    }
+
+
+def _is_ready(http_url: str) -> bool:
+    """Whether the server answers and all its models are ready."""
+    try:
+        with urllib.request.urlopen(f"{http_url}/v2/health/ready", timeout=5.0) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

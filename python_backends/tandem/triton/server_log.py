@@ -1,0 +1,50 @@
+"""Reading the Triton server's log: how far it is, and why it ended."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_LOADED = re.compile(r"""successfully loaded ['"]?(\w+)""")
+_FAILED = re.compile(r"failed to load '(\w+)' version \d+: (.*)")
+_BIND = re.compile(r"(failed to start \w+ (?:service|server)[^\n]*|Socket '[^']+' already in use[^\n]*)", re.IGNORECASE)
+_LIBRARY = re.compile(r"error while loading shared libraries: ([^\n]*)")
+_LAST_LINES = 15
+
+
+class ServerLog:
+    """The log file of one server; read anew at each question, since it is short while a server starts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def progress(self, models: list[str]) -> str:
+        """One line: how many of ``models`` are loaded, and which are still awaited."""
+        loaded = set(_LOADED.findall(self._text()))
+        waiting = [model for model in models if model not in loaded]
+        if not waiting:
+            return "all models loaded, opening ports"
+        return f"{len(models) - len(waiting)} of {len(models)} models loaded, waiting for {', '.join(waiting)}"
+
+    def why_ended(self, status: int) -> str:
+        """The reasons a server gave before it ended with exit ``status``, and where to read more."""
+        text = self._text()
+        ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        reasons = [f"model {model!r} does not load: {_plain(reason)}" for model, reason in _FAILED.findall(text)]
+        reasons += [_plain(reason) for reason in _BIND.findall(text)]
+        reasons += [f"a shared library is missing: {reason}" for reason in _LIBRARY.findall(text)]
+        if not reasons:
+            reasons = ["its last words:", *text.splitlines()[-_LAST_LINES:]]
+        lines = "\n  ".join(dict.fromkeys(reasons))
+        return f"the Triton server {ended}:\n  {lines}\nThe whole log: {self.path}"
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text(errors="replace")
+        except OSError:
+            return ""
+
+
+def _plain(reason: str) -> str:
+    """Triton quotes its messages; the quotes' escapes go."""
+    return reason.strip().strip('"').replace("\\n", "\n    ").replace('\\"', '"')
