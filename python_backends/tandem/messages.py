@@ -332,6 +332,42 @@ class KvHandle(Message, frozen=True, kw_only=True):
     block_ids: list[int]
 
 
+# ---------------------------------------------------------------- KV hand-over (decode ↔ prefill, as NIXL notifications)
+
+
+class Reading(Message, tag="reading", frozen=True, kw_only=True):
+    """A pull has begun: its confirmation follows soon. Needs no answer and may get lost."""
+
+    lease_id: int
+
+
+class Confirm(Message, tag="confirm", frozen=True, kw_only=True):
+    """The read of a lease's blocks has ended: did the lease still hold? Repeated until answered."""
+
+    correlation: int
+    """Names this question among all of one sender; a repetition has the same."""
+    lease_id: int
+    holder: str
+    """Agent name of the worker, and thereby the epoch, that granted the lease."""
+
+
+class Confirmed(Message, tag="confirmed", frozen=True, kw_only=True):
+    """The lease held during the whole read, and ended now."""
+
+    correlation: int
+
+
+class NotConfirmed(Message, tag="not_confirmed", frozen=True, kw_only=True):
+    """The lease did not hold; what was read must not be used."""
+
+    correlation: int
+    code: ErrorCode
+    message: str
+
+
+TransferNote = Reading | Confirm | Confirmed | NotConfirmed
+
+
 _T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()
 
@@ -343,4 +379,4 @@ def encode(message: Message) -> bytes:
 
 def decoder(kind: type[_T] | object) -> msgspec.msgpack.Decoder[_T]:
     """A typed msgpack decoder for one struct or union; raises ``msgspec.ValidationError`` on wrong input."""
-    return msgspec.msgpack.Decoder(kind)  # type: ignore[arg-type]
+    return msgspec.msgpack.Decoder(kind)

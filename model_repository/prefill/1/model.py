@@ -1,0 +1,5 @@
+"""A stage, as Triton loads it."""
+
+from tandem.stage.model import StageModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

@@ -1,0 +1,49 @@
+"""Notices clients that have left. Triton tells a Python model nothing by itself: somebody has to ask."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from tandem.api.responder import Responder
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.02
+STOP_TIMEOUT_S = 5.0
+
+
+class CancelWatch:
+    """Asks for each watched request, again and again, whether its client has left."""
+
+    def __init__(self) -> None:
+        self._watched: dict[Responder, Callable[[], None]] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cancel-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop asking."""
+        self._stopped.set()
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def add(self, responder: Responder, on_cancel: Callable[[], None]) -> None:
+        """Call ``on_cancel`` once, from the watch's thread, should this client leave before its response ends."""
+        self._watched[responder] = on_cancel
+
+    def _run(self) -> None:
+        while not self._stopped.wait(SWEEP_S):
+            for responder in list(self._watched):
+                try:
+                    left = responder.is_cancelled()
+                except Exception:
+                    log.exception("cannot tell whether a client has left")
+                    continue
+                if responder.closed:
+                    self._watched.pop(responder, None)
+                elif left and (on_cancel := self._watched.pop(responder, None)):
+                    on_cancel()

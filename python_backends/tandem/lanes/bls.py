@@ -1,0 +1,40 @@
+"""Lane messages to a stage model on this Triton, through BLS.
+
+Each call has exactly one response, which carries the final flag: a response iterator that has to wait for a further
+one while other calls start deadlocks Triton's Python backend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tandem.api.tensors import bytes_tensor
+from tandem.errors import TandemError
+from tandem.messages import LaneReply, LaneRequest, decoder, encode
+
+
+class BlsTransport:
+    """Calls the stage model ``model_name``. ``pb_utils`` is Triton's Python backend module."""
+
+    def __init__(self, model_name: str, pb_utils: Any) -> None:
+        self._model_name = model_name
+        self._pb = pb_utils
+        self._decoder: msgspec.msgpack.Decoder[LaneReply] = decoder(LaneReply)
+
+    def call(self, request: LaneRequest) -> LaneReply:
+        """Send one lane message and wait for its one reply (see ``Transport``)."""
+        inference = self._pb.InferenceRequest(
+            model_name=self._model_name,
+            requested_output_names=["lane_reply"],
+            inputs=[self._pb.Tensor("lane_request", bytes_tensor(encode(request)))],
+        )
+        try:
+            response = next(iter(inference.exec(decoupled=True)))
+        except (self._pb.TritonModelException, StopIteration) as error:
+            raise TandemError("worker_lost", f"worker {self._model_name} does not answer: {error}") from error
+        if response.has_error():
+            raise TandemError("worker_lost", f"worker {self._model_name}: {response.error().message()}")
+        reply = self._pb.get_output_tensor_by_name(response, "lane_reply")
+        return self._decoder.decode(reply.as_numpy().tobytes())

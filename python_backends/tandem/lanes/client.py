@@ -1,0 +1,291 @@
+"""The orchestrator's end of one lane: work goes out in batches, events come back through one long poll.
+
+Two threads serve a lane, because a call of the transport blocks: one polls, one sends. Everything else runs in the
+orchestrator's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from tandem.deployment import Worker
+from tandem.errors import TandemError
+from tandem.lanes.transport import Transport
+from tandem.messages import (
+    AnyWork,
+    Cancel,
+    EngineEvent,
+    Failed,
+    Hello,
+    HelloReply,
+    LaneReply,
+    LaneRequest,
+    Load,
+    Poll,
+    PollReply,
+    Refused,
+    Submit,
+    SubmitReply,
+    WorkerInfo,
+)
+
+log = logging.getLogger(__name__)
+
+POLL_WAIT_S = 1.0
+SILENCE_S = 5.0
+"""A worker whose poll stays unanswered for this much longer than its wait is out."""
+RETRY_S = 0.2
+
+Events = list[EngineEvent]
+
+
+class Mailbox:
+    """The events of one request, in order. For one reader in the event loop."""
+
+    def __init__(self) -> None:
+        self._events: Events = []
+        self._arrived = asyncio.Event()
+
+    def put(self, event: EngineEvent) -> None:
+        """Add an event; from the event loop only."""
+        self._events.append(event)
+        self._arrived.set()
+
+    async def take(self) -> Events:
+        """All events since the last call; waits for the first one."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        events, self._events = self._events, []
+        return events
+
+
+class _Command(msgspec.Struct):
+    request: LaneRequest
+    answered: asyncio.Future[LaneReply] | None
+
+
+class LaneClient:
+    """One worker as this orchestrator knows it."""
+
+    def __init__(
+        self,
+        lane: str,
+        worker: Worker,
+        transport: Transport,
+        loop: asyncio.AbstractEventLoop,
+        on_greeted: Callable[[LaneClient], None],
+    ) -> None:
+        self.worker = worker
+        self.info: WorkerInfo | None = None
+        self.load = Load()
+        self.paired_with: set[tuple[str, int]] = set()
+        """Worker id and epoch of every worker that KV can move to or from."""
+        self._lane = lane
+        self._transport = transport
+        self._loop = loop
+        self._on_greeted = on_greeted
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._last_reply = time.monotonic()
+        self._stopped = threading.Event()
+        self._lost = threading.Event()
+        self._threads = [
+            threading.Thread(target=target, name=f"lane-{name}-{worker.name}", daemon=True)
+            for name, target in (("poll", self._poll_forever), ("send", self._send_forever))
+        ]
+
+    def start(self) -> None:
+        """Begin to greet and poll the worker."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both threads; the poll under way ends by itself within its wait."""
+        self._stopped.set()
+        self._commands.put(None)
+        for thread in self._threads:
+            thread.join(POLL_WAIT_S + SILENCE_S)
+
+    @property
+    def healthy(self) -> bool:
+        """Greeted, and heard of lately."""
+        return self.info is not None and time.monotonic() - self._last_reply < POLL_WAIT_S + SILENCE_S
+
+    @property
+    def outstanding(self) -> int:
+        """Requests given to the worker and not ended."""
+        return len(self._mailboxes)
+
+    # -------------------------------------------------------------- for the event loop
+
+    async def submit(self, work: AnyWork) -> Mailbox:
+        """Hand over work; its events come through the mailbox until ``close``.
+
+        Raises:
+            TandemError: the worker refused, with its reason.
+        """
+        if self.info is None:
+            raise TandemError("worker_lost", f"worker {self.worker.name} is not ready")
+        mailbox = self._mailboxes[work.request_id] = Mailbox()
+        try:
+            reply = await self.call(Submit(lane=self._lane, epoch=self.info.epoch, work=[work]))
+        except BaseException:
+            self.close(work.request_id)
+            raise
+        if isinstance(reply, SubmitReply):
+            for failed in reply.refused:
+                if failed.request_id == work.request_id:
+                    self.close(work.request_id)
+                    raise TandemError(failed.code, failed.message)
+        return mailbox
+
+    def close(self, request_id: str) -> None:
+        """No more events of this request are wanted."""
+        self._mailboxes.pop(request_id, None)
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request and give up what it holds, without waiting."""
+        self._commands.put(_Command(Cancel(request_ids=[request_id]), None))
+
+    async def call(self, request: LaneRequest) -> LaneReply:
+        """Send one message in turn and wait for its reply.
+
+        Raises:
+            TandemError: refused, or the worker does not answer.
+        """
+        answered: asyncio.Future[LaneReply] = self._loop.create_future()
+        self._commands.put(_Command(request, answered))
+        reply = await answered
+        if isinstance(reply, Refused):
+            raise TandemError(reply.code, reply.message)
+        return reply
+
+    def fail_if_silent(self) -> None:
+        """Give up on a worker that has not answered for too long: its requests end, and it is greeted anew."""
+        if self.info is not None and not self.healthy:
+            self._lose(f"worker {self.worker.name} has not answered for {time.monotonic() - self._last_reply:.1f} s")
+
+    def _lose(self, reason: str) -> None:
+        log.warning("%s", reason)
+        self.info = None
+        self._lost.set()
+        self.paired_with.clear()
+        for request_id, mailbox in self._mailboxes.items():
+            mailbox.put(Failed(request_id=request_id, code="worker_lost", message=reason))
+
+    def _take_poll(self, reply: PollReply) -> None:
+        self.load = reply.load
+        for event in reply.events:
+            if mailbox := self._mailboxes.get(event.request_id):
+                mailbox.put(event)
+
+    def _take_greeting(self, reply: HelloReply) -> None:
+        self.info, self.load = reply.worker, reply.load
+        self._on_greeted(self)
+
+    # -------------------------------------------------------------- the poll thread
+
+    def _poll_forever(self) -> None:
+        epoch: int | None = None
+        while not self._stopped.is_set():
+            try:
+                epoch = self._poll_once(epoch)
+                self._last_reply = time.monotonic()
+            except TandemError as error:
+                self._in_loop(self._lose_if_known, error.message)
+                epoch = None
+                self._stopped.wait(RETRY_S)
+            except Exception:
+                log.exception("the poll of worker %s failed", self.worker.name)
+                self._stopped.wait(RETRY_S)
+
+    def _poll_once(self, epoch: int | None) -> int | None:
+        """Greet the worker if it is not known, else poll it; returns the epoch that holds now."""
+        if epoch is None:
+            greeting = self._transport.call(Hello())
+            if not isinstance(greeting, HelloReply):
+                raise TandemError("worker_lost", f"worker {self.worker.name} is not ready: {greeting}")
+            self._lost.clear()
+            self._in_loop(self._take_greeting, greeting)
+            return greeting.worker.epoch
+        reply = self._transport.call(Poll(lane=self._lane, wait_s=POLL_WAIT_S))
+        if not isinstance(reply, PollReply):
+            raise TandemError("worker_lost", f"worker {self.worker.name} answered a poll with {type(reply).__name__}")
+        self._in_loop(self._take_poll, reply)
+        if reply.epoch != epoch:
+            raise TandemError("worker_lost", f"worker {self.worker.name} has restarted")
+        return None if self._lost.is_set() else epoch
+
+    def _lose_if_known(self, reason: str) -> None:
+        if self.info is not None:
+            self._lose(reason)
+
+    # -------------------------------------------------------------- the send thread
+
+    def _send_forever(self) -> None:
+        while (command := self._commands.get()) is not None:
+            batch = [command]
+            while not self._commands.empty() and len(batch) < 64:
+                following = self._commands.get()
+                if following is None:
+                    return
+                batch.append(following)
+            for group in _merge(batch):
+                self._send(group)
+
+    def _send(self, group: list[_Command]) -> None:
+        """One call for a group of commands that were merged; all get the same reply."""
+        try:
+            reply = self._transport.call(_merged_request(group))
+        except TandemError as error:
+            reply = Refused(code=error.code, message=error.message)
+        except Exception as error:
+            log.exception("a call of worker %s failed", self.worker.name)
+            reply = Refused(code="worker_lost", message=f"worker {self.worker.name}: {error}")
+        for command in group:
+            if command.answered is not None:
+                self._in_loop(_resolve, command.answered, reply)
+
+    def _in_loop(self, function: Callable[..., None], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+def _merge(batch: list[_Command]) -> list[list[_Command]]:
+    """Neighbouring submits, and neighbouring cancels, become one call."""
+    groups: list[list[_Command]] = []
+    for command in batch:
+        last = groups[-1][0].request if groups else None
+        request = command.request
+        same_submit = isinstance(last, Submit) and isinstance(request, Submit) and last.epoch == request.epoch
+        if same_submit or (isinstance(last, Cancel) and isinstance(request, Cancel)):
+            groups[-1].append(command)
+        else:
+            groups.append([command])
+    return groups
+
+
+def _merged_request(group: list[_Command]) -> LaneRequest:
+    first = group[0].request
+    match first:
+        case Submit():
+            work = [item for c in group if isinstance(c.request, Submit) for item in c.request.work]
+            return msgspec.structs.replace(first, work=work)
+        case Cancel():
+            return Cancel(
+                request_ids=[r for c in group if isinstance(c.request, Cancel) for r in c.request.request_ids]
+            )
+        case _:
+            return first
+
+
+def _resolve(answered: asyncio.Future[LaneReply], reply: LaneReply) -> None:
+    if not answered.done():
+        answered.set_result(reply)

@@ -1,0 +1,53 @@
+"""The ``llm`` model: Triton's requests to the orchestrator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from tandem.deployment import load_deployment
+from tandem.errors import TandemError
+from tandem.lanes.bls import BlsTransport
+from tandem.metrics_bridge import MetricsBridge
+from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.orchestrator.orchestrator import Orchestrator
+from tandem.text.codec import TextCodec
+from tandem.triton.adapter import TritonResponder, deployment_file, read_tensors, start_logging
+
+
+class OrchestratorModel:
+    """What Triton loads as ``llm``."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the deployment and open the lanes."""
+        start_logging()
+        deployment = load_deployment(deployment_file(args))
+        metrics = OrchestratorMetrics()
+        self._bridge = MetricsBridge(metrics.registry, pb_utils)
+        self._orchestrator = Orchestrator(
+            deployment,
+            TextCodec(Path(deployment.model.path)),
+            lambda worker: BlsTransport(worker.name, pb_utils),
+            metrics,
+        )
+        self._bridge.start()
+        self._orchestrator.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand requests over; nothing may escape, for a client would wait for ever."""
+        for request in requests:
+            responder = TritonResponder(request)
+            try:
+                tensors = read_tensors(request)
+                self._orchestrator.take(request.request_id(), tensors, request.parameters(), responder)
+            except TandemError as error:
+                responder.fail(error)
+            except Exception as error:
+                responder.fail(TandemError("engine_failed", f"internal error: {error!r}"))
+
+    def finalize(self) -> None:
+        """End running requests, lanes and threads."""
+        self._orchestrator.stop()
+        self._bridge.stop()

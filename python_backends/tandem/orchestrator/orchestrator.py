@@ -1,0 +1,138 @@
+"""Everything behind the ``llm`` model: takes requests from Triton's thread, runs their journeys in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from tandem.api.answer import Facts, facts_tensors
+from tandem.api.ask import Ask, read_ask
+from tandem.api.cancel_watch import CancelWatch
+from tandem.api.responder import Responder
+from tandem.api.tensors import Tensors, take_bool, text_tensor
+from tandem.deployment import Deployment, Worker
+from tandem.errors import TandemError
+from tandem.lanes.transport import Transport
+from tandem.orchestrator.fleet import Fleet
+from tandem.orchestrator.journey import Journey
+from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.orchestrator.prompt import read_prompt, text_size
+from tandem.text.codec import TextCodec
+
+log = logging.getLogger(__name__)
+
+LONG_TEXT = 20_000
+"""Characters beyond which tokenizing would hold up the event loop."""
+STOP_TIMEOUT_S = 10.0
+
+
+class Orchestrator:
+    """One per ``llm`` model instance."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        codec: TextCodec,
+        transport: Callable[[Worker], Transport],
+        metrics: OrchestratorMetrics,
+    ) -> None:
+        self._limits = deployment.limits
+        self._codec = codec
+        self._metrics = metrics
+        self._fleet = Fleet(deployment, transport)
+        self._journeys: dict[int, Journey] = {}
+        self._loop = asyncio.new_event_loop()
+        self._cancel_watch = CancelWatch()
+        self._thread = threading.Thread(target=self._run_loop, name="orchestrator", daemon=True)
+
+    def start(self) -> None:
+        """Start the event loop and open the lanes."""
+        self._thread.start()
+        self._cancel_watch.start()
+        self._loop.call_soon_threadsafe(self._fleet.start)
+
+    def stop(self) -> None:
+        """End running requests with an error, then everything else."""
+        self._loop.call_soon_threadsafe(self._interrupt_all)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self._journeys and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._cancel_watch.stop()
+        self._fleet.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def take(self, request_id: str, tensors: Tensors, parameters: str, responder: Responder) -> None:
+        """Take one request from Triton; returns at once, the answer goes through ``responder``."""
+        try:
+            if take_bool(tensors, "stop"):
+                self._loop.call_soon_threadsafe(self._cancel_by_id, request_id, responder)
+                return
+            ask = read_ask(request_id, tensors, parameters)
+            if len(self._journeys) >= self._limits.max_requests:
+                raise self._overloaded()
+        except TandemError as error:
+            self._metrics.failed(error.code)
+            responder.fail(error)
+            return
+        journey = Journey(
+            ask,
+            responder,
+            fleet=self._fleet,
+            codec=self._codec,
+            read_prompt=self._read_prompt,
+            limits=self._limits,
+            metrics=self._metrics,
+        )
+        self._journeys[id(journey)] = journey
+        self._loop.call_soon_threadsafe(self._begin, journey)
+
+    def _overloaded(self) -> TandemError:
+        return TandemError(
+            "overloaded",
+            f"{self._limits.max_requests} requests are in hand, the limit (limits.max_requests); "
+            f"try again in {self._limits.retry_after_s:g} s",
+        )
+
+    # -------------------------------------------------------------- in the event loop
+
+    def _begin(self, journey: Journey) -> None:
+        task = self._loop.create_task(journey.run())
+        self._metrics.in_flight.set(len(self._journeys))
+        self._cancel_watch.add(journey.responder, lambda: self._in_loop(journey.cancel))
+
+        def forget(_: asyncio.Task[None]) -> None:
+            del self._journeys[id(journey)]
+            self._metrics.in_flight.set(len(self._journeys))
+
+        task.add_done_callback(forget)
+
+    async def _read_prompt(self, ask: Ask, max_model_len: int) -> list[int]:
+        if text_size(ask) <= LONG_TEXT:
+            return read_prompt(ask, self._codec, max_model_len)
+        return await self._loop.run_in_executor(None, read_prompt, ask, self._codec, max_model_len)
+
+    def _cancel_by_id(self, request_id: str, responder: Responder) -> None:
+        """Cancel every running request with this id; an unknown one is an error."""
+        found = [j for j in self._journeys.values() if request_id and j.ask.request_id == request_id]
+        for journey in found:
+            journey.cancel()
+        if found:
+            facts = Facts(finish_reason="cancelled", num_input_tokens=0, num_output_tokens=0)
+            responder.send({"text_output": text_tensor("")} | facts_tensors(facts), final=True)
+        else:
+            responder.fail(TandemError("not_found", f"stop: no request with id {request_id!r} is running"))
+
+    def _interrupt_all(self) -> None:
+        for journey in self._journeys.values():
+            journey.interrupt(TandemError("worker_lost", "the orchestrator is shutting down"))
+
+    def _in_loop(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()

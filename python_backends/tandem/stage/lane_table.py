@@ -1,0 +1,118 @@
+"""The stage's end of the lanes: who gets which event, and which polls wait for some."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tandem.messages import EngineEvent, Failed, Finished, Load, Poll, PollReply, Prefilled
+
+Reply = Callable[[PollReply], None]
+
+
+@dataclass
+class _WaitingPoll:
+    reply: Reply
+    due: float
+
+
+@dataclass
+class _Lane:
+    last_seen: float
+    events: list[EngineEvent] = field(default_factory=list)
+    waiting: _WaitingPoll | None = None
+
+
+class LaneTable:
+    """Sorts events into lanes and answers polls. Replies are sent outside the lock, in the order of their events.
+
+    A request belongs to a lane from ``claim`` until its last event. Times are those of one monotonic clock, in seconds.
+    """
+
+    def __init__(self, silence_s: float) -> None:
+        self._lock = threading.Lock()
+        self._lanes: dict[str, _Lane] = {}
+        self._lane_of: dict[str, str] = {}
+        self._silence_s = silence_s
+        self.epoch = 0
+
+    def claim(self, lane: str, request_ids: list[str], now: float) -> None:
+        """From now on events of these requests go to ``lane``."""
+        with self._lock:
+            self._lane(lane, now).last_seen = now
+            for request_id in request_ids:
+                self._lane_of[request_id] = lane
+
+    def poll(self, poll: Poll, reply: Reply, load: Load, now: float) -> None:
+        """Answer at once where the lane has events; else keep ``reply`` until it has some or ``wait_s`` is over."""
+        with self._lock:
+            lane = self._lane(poll.lane, now)
+            lane.last_seen = now
+            replaced, lane.waiting = lane.waiting, _WaitingPoll(reply, now + poll.wait_s)
+            answers = self._take_due(lane, load, now)
+        if replaced is not None:
+            replaced.reply(PollReply(epoch=self.epoch, events=[], load=load))
+        _send(answers)
+
+    def deliver(self, events: list[EngineEvent], load: Load, now: float) -> None:
+        """Sort an engine step's events into their lanes and answer the polls that wait for them."""
+        with self._lock:
+            touched: dict[str, _Lane] = {}
+            for event in events:
+                name = self._lane_of.get(event.request_id)
+                if name is None:
+                    continue  # cancelled by a lane that is gone
+                lane = touched[name] = self._lanes[name]
+                lane.events.append(event)
+                if is_last(event):
+                    del self._lane_of[event.request_id]
+            answers = [answer for lane in touched.values() for answer in self._take_due(lane, load, now)]
+        _send(answers)
+
+    def answer_overdue(self, load: Load, now: float) -> None:
+        """Answer the polls whose time is over, with no events."""
+        with self._lock:
+            answers = [answer for lane in self._lanes.values() for answer in self._take_due(lane, load, now)]
+        _send(answers)
+
+    def drop_silent(self, now: float) -> list[str]:
+        """Forget lanes that nobody polls any more; returns their requests, which must be cancelled."""
+        with self._lock:
+            silent = [
+                n for n, lane in self._lanes.items() if not lane.waiting and now - lane.last_seen > self._silence_s
+            ]
+            orphans = [r for r, lane in self._lane_of.items() if lane in silent]
+            for name in silent:
+                del self._lanes[name]
+            for request_id in orphans:
+                del self._lane_of[request_id]
+        return orphans
+
+    def request_ids(self) -> list[str]:
+        """All requests that have not had their last event."""
+        with self._lock:
+            return list(self._lane_of)
+
+    def __len__(self) -> int:
+        return len(self._lane_of)
+
+    def _lane(self, name: str, now: float) -> _Lane:
+        return self._lanes.setdefault(name, _Lane(last_seen=now))
+
+    def _take_due(self, lane: _Lane, load: Load, now: float) -> list[tuple[Reply, PollReply]]:
+        waiting = lane.waiting
+        if waiting is None or not (lane.events or now >= waiting.due):
+            return []
+        events, lane.events, lane.waiting, lane.last_seen = lane.events, [], None, now
+        return [(waiting.reply, PollReply(epoch=self.epoch, events=events, load=load))]
+
+
+def is_last(event: EngineEvent) -> bool:
+    """Whether a request of this worker has no event after this one."""
+    return isinstance(event, Finished | Failed | Prefilled)
+
+
+def _send(answers: list[tuple[Reply, PollReply]]) -> None:
+    for reply, message in answers:
+        reply(message)

@@ -1,0 +1,77 @@
+"""What a stage tells Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tandem.errors import ErrorCode
+from tandem.messages import Events, Failed, Load, Prefilled, Pulled, StageName
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class StageMetrics:
+    """Metrics of one worker, all with the labels ``stage`` and ``worker``."""
+
+    def __init__(self, stage: StageName, worker: str) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = {"stage": stage, "worker": worker}
+        self._queued = self._gauge("tandem_queue_length", "Requests that wait in the worker")
+        self._running = self._gauge("tandem_running_requests", "Requests in the engine's batch")
+        self._used = self._gauge("tandem_kv_blocks_used", "KV blocks in use")
+        self._free = self._gauge("tandem_kv_blocks_free", "KV blocks free")
+        self._held = self._gauge("tandem_kv_handles_held", "KV handles under a lease")
+        self._granted = self._counter("tandem_kv_handles_granted", "KV handles given out")
+        self._expired = self._counter("tandem_kv_handles_expired", "KV handles whose lease ran out")
+        self._bytes = self._counter("tandem_kv_transfer_bytes", "KV bytes pulled by this worker")
+        self._transfer = self._histogram("tandem_kv_transfer_seconds", "KV pull, lease confirmation included")
+        self._queue_time = self._histogram("tandem_queue_seconds", "Wait before prefill")
+        self._compute = self._histogram("tandem_prefill_seconds", "Prefill computation")
+        self._restarts = self._counter("tandem_engine_restarts", "Engine processes that ended unasked")
+        self._steps = self._counter("tandem_engine_steps", "Engine steps that made progress")
+        self._refusals = Counter(
+            "tandem_refusals", "Requests refused or failed", [*self._labels, "reason"], registry=self.registry
+        )
+        self._last = Load()
+
+    def record(self, report: Events) -> None:
+        """Take in what the engine reported."""
+        load = report.load
+        self._queued.set(load.queued)
+        self._running.set(load.running)
+        self._used.set(load.blocks_used)
+        self._free.set(load.blocks_total - load.blocks_used)
+        self._held.set(load.handles_held)
+        self._granted.inc(max(0, load.handles_granted - self._last.handles_granted))
+        self._expired.inc(max(0, load.handles_expired - self._last.handles_expired))
+        self._steps.inc(max(0, load.steps - self._last.steps))
+        self._last = load
+        for event in report.events:
+            match event:
+                case Pulled():
+                    self._bytes.inc(event.bytes_moved)
+                    self._transfer.observe(event.seconds)
+                case Prefilled():
+                    self._queue_time.observe(event.queue_s)
+                    self._compute.observe(event.compute_s)
+                case Failed():
+                    self.refused(event.code)
+
+    def refused(self, reason: ErrorCode) -> None:
+        """Count a refusal."""
+        self._refusals.labels(**self._labels, reason=reason).inc()
+
+    def engine_lost(self) -> None:
+        """The engine process ended; a new one counts from zero."""
+        self._restarts.inc()
+        self._last = Load()
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, list(self._labels), registry=self.registry).labels(**self._labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, list(self._labels), registry=self.registry).labels(**self._labels)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        family = Histogram(name, text, list(self._labels), buckets=SECONDS, registry=self.registry)
+        return family.labels(**self._labels)

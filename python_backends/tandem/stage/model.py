@@ -1,0 +1,91 @@
+"""The stage models: Triton's requests to a stage, lane messages and plain clients alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import triton_python_backend_utils as pb_utils
+
+from tandem.api.cancel_watch import CancelWatch
+from tandem.api.tensors import Tensors, bytes_tensor, take_bytes
+from tandem.deployment import load_deployment
+from tandem.errors import TandemError
+from tandem.messages import LaneReply, LaneRequest, decoder, encode
+from tandem.metrics_bridge import MetricsBridge
+from tandem.stage.direct import DirectAnswer, read_work
+from tandem.stage.metrics import StageMetrics
+from tandem.stage.stage import Stage
+from tandem.text.special_tokens import read_eos_ids
+from tandem.triton.adapter import TritonResponder, deployment_file, model_parameter, read_tensors, start_logging
+
+
+class StageModel:
+    """What Triton loads as ``prefill_0``, ``decode_1`` and so on."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start the engine process and wait until it is ready."""
+        start_logging()
+        file = deployment_file(args)
+        deployment = load_deployment(file)
+        worker = deployment.find_worker(model_parameter(args, "worker"))
+        metrics = StageMetrics(worker.stage, worker.name)
+        self._limits = deployment.limits
+        self._eos_ids = read_eos_ids(Path(deployment.model.path))
+        self._decoder: msgspec.msgpack.Decoder[LaneRequest] = decoder(LaneRequest)
+        self._bridge = MetricsBridge(metrics.registry, pb_utils)
+        self._cancel_watch = CancelWatch()
+        self._stage = Stage(deployment, file, worker, metrics)
+        try:
+            self._stage.start()
+        except TandemError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
+        self._cancel_watch.start()
+        self._bridge.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand requests over; nothing may escape, for a client would wait for ever."""
+        for request in requests:
+            responder = TritonResponder(request)
+            try:
+                self._take(request, read_tensors(request), responder)
+            except TandemError as error:
+                responder.fail(error)
+            except Exception as error:
+                responder.fail(TandemError("engine_failed", f"internal error: {error!r}"))
+
+    def finalize(self) -> None:
+        """End the engine process and all threads."""
+        self._stage.stop()
+        self._cancel_watch.stop()
+        self._bridge.stop()
+
+    def _take(self, request: Any, tensors: Tensors, responder: TritonResponder) -> None:
+        lane_request = take_bytes(tensors, "lane_request")
+        if lane_request is None:
+            self._take_direct(request, tensors, responder)
+            return
+
+        def reply(message: LaneReply) -> None:
+            responder.send({"lane_reply": bytes_tensor(encode(message))}, final=True)
+
+        try:
+            message = self._decoder.decode(lane_request)
+        except msgspec.DecodeError as error:
+            raise TandemError(
+                "invalid_request", f"lane_request: {error}; expected a tandem.messages.LaneRequest"
+            ) from error
+        self._stage.handle(message, reply)
+
+    def _take_direct(self, request: Any, tensors: Tensors, responder: TritonResponder) -> None:
+        info = self._stage.info
+        if info is None:
+            raise TandemError("worker_lost", f"the engine of worker {self._stage.worker.name} is starting; try again")
+        ask, work = read_work(request.request_id(), tensors, request.parameters(), info, self._limits, self._eos_ids)
+        answer = DirectAnswer(
+            responder, stream=ask.stream, prompt_tokens=len(work.token_ids), output_tokens=len(work.output_ids)
+        )
+
+        request_id = self._stage.submit_direct(work, answer.take)
+        self._cancel_watch.add(responder, lambda: self._stage.cancel([request_id]))

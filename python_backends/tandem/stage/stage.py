@@ -1,0 +1,212 @@
+"""One worker as orchestrators and plain clients see it: takes work, keeps lanes, watches over its engine."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tandem.deployment import Deployment, Worker
+from tandem.errors import ErrorCode, TandemError
+from tandem.messages import (
+    AnyWork,
+    Cancel,
+    Done,
+    EngineEvent,
+    Events,
+    Failed,
+    Hello,
+    HelloReply,
+    LaneReply,
+    LaneRequest,
+    Load,
+    Pair,
+    Poll,
+    Refused,
+    Release,
+    Start,
+    Submit,
+    SubmitReply,
+    WorkerInfo,
+)
+from tandem.stage.keeper import EngineKeeper
+from tandem.stage.lane_table import LaneTable, is_last
+from tandem.stage.metrics import StageMetrics
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+LANE_SILENCE_S = 15.0
+"""A lane that nobody polls for this long belongs to an orchestrator that is gone."""
+
+EventSink = Callable[[list[EngineEvent]], None]
+
+
+class Stage:
+    """Everything behind one stage model. Every method returns at once; answers leave through callbacks."""
+
+    def __init__(self, deployment: Deployment, deployment_file: Path, worker: Worker, metrics: StageMetrics) -> None:
+        self.worker = worker
+        self._metrics = metrics
+        self._lanes = LaneTable(LANE_SILENCE_S)
+        self._direct: dict[str, EventSink] = {}
+        self._direct_ids = (f"{worker.name}/direct/{n}" for n in itertools.count())
+        self._lock = threading.Lock()
+        self._load = Load()
+        self._capacity = worker.max_queue + worker.max_batch_size
+        self._retry_after_s = deployment.limits.retry_after_s
+        log_file = deployment_file.parent / "logs" / f"{worker.name}.log"
+        self._keeper = EngineKeeper(deployment_file, worker.name, log_file, self._on_events, self._on_lost)
+        self._stopped = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name=f"ticker-{worker.name}", daemon=True)
+
+    def start(self) -> WorkerInfo:
+        """Start the engine; returns when it is ready.
+
+        Raises:
+            TandemError: ``engine_failed``.
+        """
+        info = self._keeper.start()
+        self._ticker.start()
+        return info
+
+    def stop(self) -> None:
+        """End the engine and every wait."""
+        self._stopped.set()
+        self._keeper.stop()
+        self._fail_all("worker_lost", f"worker {self.worker.name} is shutting down")
+        self._lanes.answer_overdue(self._load, float("inf"))
+
+    # -------------------------------------------------------------- lanes
+
+    def handle(self, request: LaneRequest, reply: Callable[[LaneReply], None]) -> None:
+        """Answer one lane message; all but ``Poll`` at once."""
+        match request:
+            case Poll():
+                self._lanes.poll(request, reply, self._load, time.monotonic())
+            case Submit():
+                reply(SubmitReply(refused=self._submit(request)))
+            case Cancel():
+                self.cancel(request.request_ids)
+                reply(Done())
+            case Hello():
+                reply(self._hello())
+            case Pair():
+                reply(Done() if self._keeper.send(request) else self._not_ready())
+
+    def _hello(self) -> HelloReply | Refused:
+        info = self._keeper.info
+        return HelloReply(worker=info, load=self._load) if info else self._not_ready()
+
+    def _not_ready(self) -> Refused:
+        return Refused(
+            code="worker_lost",
+            message=f"the engine of worker {self.worker.name} is starting; try again in {self._retry_after_s:g} s",
+        )
+
+    def _submit(self, submit: Submit) -> list[Failed]:
+        with self._lock:
+            accepted, refused = self._admit(submit.work, submit.epoch)
+            self._lanes.claim(submit.lane, [work.request_id for work in accepted], time.monotonic())
+        if accepted and not self._keeper.send(Start(work=accepted)):
+            self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended")
+        return refused
+
+    def _admit(self, work: list[AnyWork], epoch: int | None) -> tuple[list[AnyWork], list[Failed]]:
+        """Split work into what fits and what is refused, with the reason."""
+        info = self._keeper.info
+        if info is None:
+            lost = self._not_ready()
+            return [], self._refuse(work, lost.code, lost.message)
+        if epoch is not None and epoch != info.epoch:
+            return [], self._refuse(work, "worker_lost", f"worker {self.worker.name} has restarted; greet it again")
+        free = max(0, self._capacity - len(self._lanes) - len(self._direct))
+        overload = (
+            f"worker {self.worker.name} has {self._capacity} requests in hand, its limit (max_queue + max_batch_size); "
+            f"try again in {self._retry_after_s:g} s"
+        )
+        return work[:free], self._refuse(work[free:], "overloaded", overload)
+
+    def _refuse(self, work: list[AnyWork], code: ErrorCode, message: str) -> list[Failed]:
+        for _ in work:
+            self._metrics.refused(code)
+        return [Failed(request_id=item.request_id, code=code, message=message) for item in work]
+
+    # -------------------------------------------------------------- plain clients
+
+    def submit_direct(self, work: AnyWork, sink: EventSink) -> str:
+        """Take work from a client that names no lane; its events go to ``sink``. Returns the request's id here.
+
+        Raises:
+            TandemError: the work is refused.
+        """
+        request_id = next(self._direct_ids)
+        work = msgspec.structs.replace(work, request_id=request_id)
+        with self._lock:
+            accepted, refused = self._admit([work], epoch=None)
+            if refused:
+                raise TandemError(refused[0].code, refused[0].message)
+            self._direct[request_id] = sink
+        if not self._keeper.send(Start(work=accepted)):
+            self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended")
+        return request_id
+
+    def cancel(self, request_ids: list[str]) -> None:
+        """Stop requests wherever they are and give up the leases granted for them."""
+        self._keeper.send(Cancel(request_ids=request_ids))
+        self._keeper.send(Release(request_ids=request_ids))
+
+    @property
+    def info(self) -> WorkerInfo | None:
+        """Who the running engine is; None while there is none."""
+        return self._keeper.info
+
+    # -------------------------------------------------------------- the engine speaks
+
+    def _on_events(self, report: Events) -> None:
+        self._load = report.load
+        info = self._keeper.info
+        self._lanes.epoch = info.epoch if info else 0
+        self._metrics.record(report)
+        if report.events:
+            self._deliver(report.events)
+
+    def _deliver(self, events: list[EngineEvent]) -> None:
+        if self._direct:
+            self._deliver_direct(events)
+        self._lanes.deliver(events, self._load, time.monotonic())
+
+    def _deliver_direct(self, events: list[EngineEvent]) -> None:
+        """Hand the events of plain clients' requests to their sinks, one call per request."""
+        by_request: dict[str, list[EngineEvent]] = {}
+        for event in events:
+            if event.request_id in self._direct:
+                by_request.setdefault(event.request_id, []).append(event)
+        for request_id, own in by_request.items():
+            sink = self._direct[request_id]
+            if is_last(own[-1]):
+                del self._direct[request_id]
+            sink(own)
+
+    def _on_lost(self, reason: str) -> None:
+        self._load = Load()
+        self._metrics.engine_lost()
+        self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended: {reason}")
+
+    def _fail_all(self, code: ErrorCode, message: str) -> None:
+        request_ids = [*self._lanes.request_ids(), *self._direct]
+        self._deliver([Failed(request_id=r, code=code, message=message) for r in request_ids])
+
+    def _tick(self) -> None:
+        """Answer polls whose time is over; cancel what silent lanes left behind."""
+        while not self._stopped.wait(TICK_S):
+            now = time.monotonic()
+            self._lanes.answer_overdue(self._load, now)
+            if orphans := self._lanes.drop_silent(now):
+                log.warning("worker %s: a lane went silent; cancelling its %d requests", self.worker.name, len(orphans))
+                self.cancel(orphans)
