@@ -332,7 +332,7 @@ class KvHandle(Message, frozen=True, kw_only=True):
     block_ids: list[int]
 
 
-# ---------------------------------------------------------------- KV hand-over (decode ↔ prefill, as NIXL notifications)
+# ---------------------------------------------------------------- KV hand-over (decode ↔ prefill, over NIXL)
 
 
 class Reading(Message, tag="reading", frozen=True, kw_only=True):
