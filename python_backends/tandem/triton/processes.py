@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,7 @@ import psutil
 RUN_VARIABLE = "TANDEM_RUN"
 
 _SHARED_MEMORY = Path("/dev/shm")
+_ORPHAN_WAIT_S = 2.0
 _KILL_WAIT_S = 5.0
 
 
@@ -36,22 +39,19 @@ def find_processes(run_id: str) -> list[psutil.Process]:
 
 
 def end_run(run_id: str, grace_s: float) -> None:
-    """End the run: ask its server to stop, wait for all its processes up to ``grace_s``, kill the rest, clean up."""
+    """End the run: its server has ``grace_s`` to stop, the others a moment more; then all are killed.
+
+    The calling process still has to reap children of its own among them.
+    """
     if grace_s > 0:
-        _signal([p for p in find_processes(run_id) if _is_server(p)], signal.SIGTERM)
-        _await_end(run_id, grace_s)
+        _signal(_servers(run_id), signal.SIGTERM)
+        _await(lambda: not _servers(run_id), grace_s)
+        _await(lambda: not find_processes(run_id), min(grace_s, _ORPHAN_WAIT_S))
     deadline = time.monotonic() + _KILL_WAIT_S
     while (left := find_processes(run_id)) and time.monotonic() < deadline:
         _signal(left, signal.SIGKILL)
-        _await_end(run_id, 0.5)
+        _await(lambda: not find_processes(run_id), timeout_s=0.5)
     remove_shared_memory(run_id)
-
-
-def _await_end(run_id: str, timeout_s: float) -> None:
-    """Wait until no process of the run is left, or the time is over."""
-    deadline = time.monotonic() + timeout_s
-    while find_processes(run_id) and time.monotonic() < deadline:
-        time.sleep(0.05)
 
 
 def remove_shared_memory(run_id: str) -> None:
@@ -60,17 +60,26 @@ def remove_shared_memory(run_id: str) -> None:
         region.unlink(missing_ok=True)
 
 
-def _is_server(process: psutil.Process) -> bool:
-    """Stubs ignore SIGTERM and engines end with their stub: only the server is asked."""
+def _servers(run_id: str) -> list[psutil.Process]:
+    """The run's server: only it is asked to stop, for stubs ignore SIGTERM and engines end with their stub."""
+    return [process for process in find_processes(run_id) if _name(process).startswith("tritonserver")]
+
+
+def _name(process: psutil.Process) -> str:
     try:
-        return str(process.name()).startswith("tritonserver")
+        return str(process.name())
     except psutil.Error:
-        return False
+        return ""
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        try:
+        with suppress(psutil.Error):
             process.send_signal(number)
-        except psutil.Error:
-            continue
+
+
+def _await(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until ``condition`` holds, or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)

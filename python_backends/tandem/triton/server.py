@@ -98,16 +98,11 @@ class TritonServer:
 
     def stop(self) -> None:
         """End server, stubs and engines, by force if they do not go; remove what they held. Safe to repeat."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
         if self._run is not None:
-            end_run(self._run.run_id, grace_s=2.0)
+            end_run(self._run.run_id, STOP_GRACE_S)
             self._run.close()
+        if self._process is not None:
+            self._process.wait()
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait()
@@ -185,6 +180,8 @@ class TritonServer:
         deadline = time.monotonic() + self._ready_timeout_s
         said = ""
         while not _is_ready(self.http_url):
+            if failed := log.failed_models():  # Triton itself would first wait for all other models
+                raise TandemError("engine_failed", failed)
             if process.poll() is not None:
                 raise TandemError("engine_failed", log.why_ended(process.returncode))
             if time.monotonic() > deadline:

@@ -8,7 +8,9 @@ from pathlib import Path
 _LOADED = re.compile(r"""successfully loaded ['"]?(\w+)""")
 _FAILED = re.compile(r"failed to load '(\w+)' version \d+: (.*)")
 _BIND = re.compile(r"(failed to start \w+ (?:service|server)[^\n]*|Socket '[^']+' already in use[^\n]*)", re.IGNORECASE)
-_LIBRARY = re.compile(r"error while loading shared libraries: ([^\n]*)")
+_LIBRARY = re.compile(r"(error while loading shared libraries: [^\n]*)")
+_ERROR = re.compile(r"^(?:\[libprotobuf ERROR [^\]]*\] |E\d{4} \S+ +\d+ \S+\] |error: )(.*)", re.MULTILINE)
+_HARMLESS = "CudaDriverHelper"  # an error line that every machine without a GPU has
 _LAST_LINES = 15
 
 
@@ -26,23 +28,31 @@ class ServerLog:
             return "all models loaded, opening ports"
         return f"{len(models) - len(waiting)} of {len(models)} models loaded, waiting for {', '.join(waiting)}"
 
+    def failed_models(self) -> str | None:
+        """Which models do not load and why, one a line; None as long as none has failed."""
+        failed = _FAILED.findall(self._text())
+        lines = [f"model {model!r} does not load: {_plain(reason)}" for model, reason in failed]
+        return f"{_join(lines)}\nThe whole log: {self.path}" if lines else None
+
     def why_ended(self, status: int) -> str:
         """The reasons a server gave before it ended with exit ``status``, and where to read more."""
         text = self._text()
         ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        reasons = [f"model {model!r} does not load: {_plain(reason)}" for model, reason in _FAILED.findall(text)]
-        reasons += [_plain(reason) for reason in _BIND.findall(text)]
-        reasons += [f"a shared library is missing: {reason}" for reason in _LIBRARY.findall(text)]
-        if not reasons:
-            reasons = ["its last words:", *text.splitlines()[-_LAST_LINES:]]
-        lines = "\n  ".join(dict.fromkeys(reasons))
-        return f"the Triton server {ended}:\n  {lines}\nThe whole log: {self.path}"
+        reasons = [reason for pattern in (_BIND, _LIBRARY) for reason in pattern.findall(text)]
+        reasons = reasons or [line for line in _ERROR.findall(text) if _HARMLESS not in line]
+        reasons = reasons or ["its last words:", *text.splitlines()[-_LAST_LINES:]]
+        return f"the Triton server {ended}:\n  {_join([_plain(r) for r in reasons])}\nThe whole log: {self.path}"
 
     def _text(self) -> str:
         try:
             return self.path.read_text(errors="replace")
         except OSError:
             return ""
+
+
+def _join(lines: list[str]) -> str:
+    """The lines without repeats, indented below a first one."""
+    return "\n  ".join(dict.fromkeys(lines))
 
 
 def _plain(reason: str) -> str:

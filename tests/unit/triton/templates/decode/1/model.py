@@ -1,8 +1,8 @@
 """Streams the words of a text back, one response each, marked with the worker's name. Has a child, as a stage has."""
 
 import json
-import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -12,7 +12,7 @@ class TritonPythonModel:
     def initialize(self, args):
         parameters = json.loads(args["model_config"])["parameters"]
         self.worker = parameters["worker"]["string_value"]
-        assert os.path.exists(parameters["deployment_file"]["string_value"])
+        assert Path(parameters["deployment_file"]["string_value"]).exists()
         self.child = subprocess.Popen(["sleep", "600"])
 
     def execute(self, requests):
