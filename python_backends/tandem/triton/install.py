@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tandem.errors import TandemError
 from tandem.triton.libpython import find_libpython, python_minor
-from tandem.triton.runtime import EMBEDDED_VERSION, check_python, embedded_dir
+from tandem.triton.runtime import EMBEDDED_VERSION, brings_server, check_python, embedded_dir
 
 _WHEELS = {
     "x86_64": "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df",
@@ -123,8 +123,10 @@ def _place_stub(site: Path) -> None:
 
 
 def main() -> int:
-    """Install and say where; a plain sentence and exit code 1 when that is not possible."""
+    """Install unless this machine brings a server; a plain sentence and exit code 1 when that is not possible."""
     target = embedded_dir()
+    if brings_server():
+        return 0
     if not target.is_dir():
         print(f"Installing the embedded Triton server into {os.path.relpath(target)} (55 MB) …", flush=True)
     try:

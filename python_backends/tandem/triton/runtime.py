@@ -59,13 +59,25 @@ def find_runtime() -> TritonRuntime:
     Raises:
         TandemError: ``environment``, saying what is missing and how to get it.
     """
-    if given := os.environ.get("TANDEM_TRITON_DIR"):
-        return _installed(Path(given).expanduser(), "TANDEM_TRITON_DIR")
-    if found := shutil.which("tritonserver"):
-        return _installed(Path(found).resolve().parents[1], "PATH")
-    if (_CONTAINER_DIR / "bin" / "tritonserver").is_file():
-        return _installed(_CONTAINER_DIR, "NVIDIA's container")
+    if found := _find_installed():
+        return _installed(*found)
     return _embedded(embedded_dir())
+
+
+def brings_server() -> bool:
+    """Whether this machine has a Triton server, so that the embedded one is not needed."""
+    return _find_installed() is not None
+
+
+def _find_installed() -> tuple[Path, str] | None:
+    """Root directory of a server that somebody else installed, and how it was found."""
+    if given := os.environ.get("TANDEM_TRITON_DIR"):
+        return Path(given).expanduser(), "TANDEM_TRITON_DIR"
+    if found := shutil.which("tritonserver"):
+        return Path(found).resolve().parents[1], "PATH"
+    if (_CONTAINER_DIR / "bin" / "tritonserver").is_file():
+        return _CONTAINER_DIR, "NVIDIA's container"
+    return None
 
 
 def embedded_dir() -> Path:
