@@ -33,6 +33,8 @@ class BlockPool:
         self._start_before = {num_blocks: 0}
         """The same runs: first id after the run to its first id."""
         self._free = num_blocks
+        self._pinned: dict[int, bool] = {}
+        """Pinned block to whether its holder has freed it meanwhile."""
 
     @property
     def free_count(self) -> int:
@@ -67,7 +69,7 @@ class BlockPool:
         return sorted(ids)
 
     def free(self, ids: Iterable[int]) -> None:
-        """Give blocks back, in any order; all or none.
+        """Give blocks back, in any order; all or none. Pinned ones become free when they are unpinned.
 
         Raises:
             ValueError: a block is not in use (freed twice, never allocated, or named twice here).
@@ -75,10 +77,35 @@ class BlockPool:
         ordered = sorted(ids)
         with self._lock:
             self._require_in_use(ordered)
-            for start, length in _runs(ordered):
-                self._in_use[start : start + length] = bytes(length)
-                self._give(start, length)
-            self._free += len(ordered)
+            for block in ordered:
+                if block in self._pinned:
+                    self._pinned[block] = True
+            self._give_all([block for block in ordered if block not in self._pinned])
+
+    def pin(self, ids: Iterable[int]) -> None:
+        """Keep blocks from being handed out again, whoever frees them: something may still write to them.
+
+        Raises:
+            ValueError: a block is not in use, or pinned already.
+        """
+        ordered = sorted(ids)
+        with self._lock:
+            self._require_in_use(ordered)
+            if pinned := [block for block in ordered if block in self._pinned]:
+                raise ValueError(f"blocks {pinned[:8]} are pinned already")
+            self._pinned.update(dict.fromkeys(ordered, False))
+
+    def unpin(self, ids: Iterable[int]) -> None:
+        """End ``pin``: those that were freed meanwhile are free now.
+
+        Raises:
+            ValueError: a block is not pinned.
+        """
+        ordered = sorted(ids)
+        with self._lock:
+            if loose := [block for block in ordered if block not in self._pinned]:
+                raise ValueError(f"blocks {loose[:8]} are not pinned")
+            self._give_all([block for block in ordered if self._pinned.pop(block)])
 
     def _take(self, n: int) -> range:
         """Up to ``n`` blocks out of one run: the smallest that fits, else the longest there is."""
@@ -96,9 +123,15 @@ class BlockPool:
         for block in ordered:
             if not 0 <= block < self.num_blocks:
                 raise ValueError(f"block {block} is not one of this pool's, 0 to {self.num_blocks - 1}")
-            if block == previous or not self._in_use[block]:
+            if block == previous or not self._in_use[block] or self._pinned.get(block, False):
                 raise ValueError(f"block {block} is not in use: it was freed twice or never allocated")
             previous = block
+
+    def _give_all(self, ordered: list[int]) -> None:
+        for start, length in _runs(ordered):
+            self._in_use[start : start + length] = bytes(length)
+            self._give(start, length)
+        self._free += len(ordered)
 
     def _give(self, start: int, length: int) -> None:
         """Put a run back and join it with its free neighbours."""

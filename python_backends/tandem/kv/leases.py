@@ -42,7 +42,7 @@ class LeaseTable:
 
     def __init__(self, pool: BlockPool, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock`` gives seconds that never run backwards."""
-        self._pool = pool
+        self.pool = pool
         self._lease_s = lease_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class LeaseTable:
         if not siblings:
             del self._leases_of[lease.request_id]
         self._leased_blocks.difference_update(lease.block_ids)
-        self._pool.free(lease.block_ids)
+        self.pool.free(lease.block_ids)
         self._ended[lease_id] = refusal
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)

@@ -1,0 +1,170 @@
+"""One NIXL agent: the KV memory of this process, and what reaches it and what it reaches.
+
+Not thread-safe: made, used and closed by the transfer thread. NIXL's own progress thread stays off (it costs a core,
+and made scattered reads three times slower on two), so nothing moves but inside these calls: between processes of one
+host ``read`` copies while it is called, without the GIL; over a network the calls of both sides move the bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from tandem.errors import TandemError
+from tandem.kv.memory import advise_huge_pages
+from tandem.messages import TransferInfo, TransferNote, decoder, encode
+
+log = logging.getLogger(__name__)
+
+Memory = Literal["DRAM", "VRAM"]
+
+_DEFAULTS = {
+    # One process_vm_readv for 8 MiB, not for 512 KiB: with huge pages 0.9 of memcpy, not 0.75.
+    "UCX_CMA_SEG_SIZE": "8m",
+    "NIXL_LOG_LEVEL": "WARN",
+}
+"""Set where the user has not. UCX_TLS stays free: shared memory here, RDMA or TCP to other hosts."""
+
+_note_decoder: msgspec.msgpack.Decoder[TransferNote] = decoder(TransferNote)
+
+
+@dataclass
+class Remote:
+    """The KV memory of a peer, ready to be read. ``lost`` once any call found the connection broken."""
+
+    info: TransferInfo
+    blocks: Any
+    lost: bool = False
+
+    @property
+    def name(self) -> str:
+        """Agent name, unique for worker and epoch."""
+        return self.info.agent_name
+
+
+@dataclass
+class Read:
+    """A read under way. Until ``Agent.has_ended`` says so, the bytes of the local blocks may change."""
+
+    remote: Remote
+    handle: Any
+
+
+class Agent:
+    """See the module. Raises TandemError ``transfer_failed``, naming the peer, for whatever NIXL raises."""
+
+    def __init__(
+        self, name: str, address: int, block_bytes: int, num_blocks: int, memory: Memory, device_id: int
+    ) -> None:
+        """Registers ``num_blocks`` blocks of ``block_bytes`` from ``address`` on; the memory must outlive the agent."""
+        for variable, value in _DEFAULTS.items():
+            os.environ.setdefault(variable, value)
+        from nixl_cu13._api import nixl_agent, nixl_agent_config  # slow, and only engine processes need it
+
+        if memory == "DRAM" and not advise_huge_pages(address, block_bytes * num_blocks):
+            log.warning("no huge pages for the KV memory: pulls on this host run at about half speed")
+        self._layout = (block_bytes, num_blocks)
+        self._nixl = nixl_agent(name, nixl_agent_config(enable_prog_thread=False))
+        self._registered = self._nixl.register_memory([(address, block_bytes * num_blocks, device_id, "")], memory)
+        self._local = self._prepare("NIXL_INIT_AGENT", address, num_blocks, memory, device_id)
+        self.info = TransferInfo(
+            agent_name=name,
+            agent_metadata=self._nixl.get_agent_metadata(),
+            address=address,
+            block_bytes=block_bytes,
+            num_blocks=num_blocks,
+            memory=memory,
+            device_id=device_id,
+        )
+
+    def connect(self, info: TransferInfo) -> Remote:
+        """Load a peer: from now on it can be read from and sent to, and it may send."""
+        try:
+            self._nixl.add_remote_agent(info.agent_metadata)
+            try:
+                blocks = self._prepare(info.agent_name, info.address, info.num_blocks, info.memory, info.device_id)
+            except Exception:
+                self._nixl.remove_remote_agent(info.agent_name)
+                raise
+        except Exception as error:
+            raise _failure("connecting to", info.agent_name, error) from error
+        return Remote(info, blocks)
+
+    def disconnect(self, remote: Remote) -> None:
+        """Forget a peer. No read from it may be under way."""
+        remote.lost = True
+        try:
+            remote.blocks.release()
+            self._nixl.remove_remote_agent(remote.name)
+        except Exception as error:  # it is gone either way
+            log.warning("%s", _failure("disconnecting from", remote.name, error))
+
+    def read(self, remote: Remote, local_ids: Sequence[int], remote_ids: Sequence[int]) -> Read:
+        """Begin to copy blocks ``remote_ids`` of the peer to our blocks ``local_ids``, in this order."""
+        indices = [np.asarray(ids, dtype=np.int32) for ids in (local_ids, remote_ids)]
+        try:
+            handle = self._nixl.make_prepped_xfer("READ", self._local, indices[0], remote.blocks, indices[1])
+            state = self._nixl.transfer(handle)
+        except Exception as error:
+            remote.lost = True
+            raise _failure("reading from", remote.name, error) from error
+        if state == "ERR":
+            remote.lost = True
+            raise _failure("reading from", remote.name, "NIXL reports an error")
+        return Read(remote, handle)
+
+    def has_ended(self, read: Read) -> bool:
+        """Whether the read has ended well; raises when it has ended badly. Either way it is over then."""
+        try:
+            state = self._nixl.check_xfer_state(read.handle)
+            if state == "PROC":
+                return False
+            read.handle.release()
+        except Exception as error:
+            read.remote.lost = True
+            raise _failure("reading from", read.remote.name, error) from error
+        if state == "ERR":
+            read.remote.lost = True
+            raise _failure("reading from", read.remote.name, "NIXL reports an error")
+        return True
+
+    def send(self, remote: Remote, note: TransferNote) -> None:
+        """Send a note. It may still get lost: whoever needs an answer asks again."""
+        try:
+            self._nixl.send_notif(remote.name, encode(note))
+        except Exception as error:
+            remote.lost = True
+            raise _failure("sending to", remote.name, error) from error
+
+    def receive(self) -> list[tuple[str, TransferNote]]:
+        """All notes that have come, with the agent names of their senders; lets the network move on as well."""
+        notes = []
+        for sender, messages in self._nixl.get_new_notifs().items():
+            for data in messages:
+                try:
+                    notes.append((sender, _note_decoder.decode(data)))
+                except msgspec.DecodeError as error:
+                    log.warning("dropped a note of %s: %s", sender, error)
+        return notes
+
+    def close(self) -> None:
+        """Give the memory back. No read may be under way, and all peers must be disconnected."""
+        self._local.release()
+        self._nixl.deregister_memory(self._registered)
+
+    def _prepare(self, agent: str, address: int, num_blocks: int, memory: Memory, device_id: int) -> Any:
+        """Descriptors of all blocks, once; transfers then name blocks by index, and NIXL merges neighbours."""
+        block_bytes = self._layout[0]
+        strided = np.array([[address, block_bytes, device_id, block_bytes, num_blocks]], dtype=np.uint64)
+        return self._nixl.prep_xfer_dlist(agent, strided, memory)
+
+
+def _failure(what: str, agent_name: str, error: object) -> TandemError:
+    detail = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
+    return TandemError("transfer_failed", f"{what} KV worker {agent_name}: {detail}; is it running and reachable?")
