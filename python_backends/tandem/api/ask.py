@@ -20,7 +20,7 @@ MAX_STOP_WORD_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = (1 << 31) - 1
 
-IGNORED_PARAMETERS = frozenset({"binary_data_output", "priority", "timeout"})
+IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout"})
 """Request parameters that Triton itself or its clients add. Names with the prefix ``triton_`` are Triton's too."""
 
 
