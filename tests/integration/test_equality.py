@@ -1,0 +1,88 @@
+"""The whole stack in fp32 says what ``transformers`` says on the same weights, token for token."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tandem.deployment import Deployment
+from tandem.text.codec import TextCodec
+from tandem.triton.server import TritonServer
+from tests.integration.clients import ask_all, ask_now, generate
+
+PROMPTS = 50
+MOST_TOKENS = 1500
+ANSWER_TOKENS = 12
+TEXT = Path(__file__).parents[2] / "LICENSE"
+
+
+@pytest.fixture(scope="module")
+def fp32_server(local_deployment: Deployment) -> Iterator[TritonServer]:
+    model = msgspec.structs.replace(local_deployment.model, dtype="float32")
+    with TritonServer(msgspec.structs.replace(local_deployment, name="fp32", model=model)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def prompts(local_deployment: Deployment) -> list[list[int]]:
+    """Real text from 1 to 1,500 tokens, short ones more often than long ones."""
+    ids = TextCodec(Path(local_deployment.model.path)).encode(TEXT.read_text())
+    draw = random.Random(11)
+    sizes = [round(MOST_TOKENS ** (n / (PROMPTS - 1))) for n in range(PROMPTS)]
+    starts = [draw.randrange(len(ids) - size) for size in sizes]
+    return [ids[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def expected(local_deployment: Deployment, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy answers of ``transformers``; generation is ours to write, so that no default of theirs joins in."""
+    model = AutoModelForCausalLM.from_pretrained(local_deployment.model.path, dtype=torch.float32)
+    model.eval()
+    answers = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            step, cache, answer = torch.tensor([prompt]), None, []
+            for _ in range(ANSWER_TOKENS):
+                out = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache, token = out.past_key_values, int(out.logits[0, -1].argmax())
+                answer.append(token)
+                step = torch.tensor([[token]])
+            answers.append(answer)
+    return answers
+
+
+def request(prompt: list[int]) -> dict[str, Any]:
+    return {"input_ids": prompt, "max_tokens": ANSWER_TOKENS, "ignore_eos": True}
+
+
+def test_alone_over_grpc(fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    got = [ask_now(fp32_server.grpc_url, "llm", request(p) | {"stream": True}).output_ids for p in prompts]
+    assert got == expected
+
+
+def test_alone_over_http(fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    got = [generate(fp32_server.http_url, "llm", request(p))["output_ids"] for p in prompts[::5]]
+    assert got == expected[::5]
+
+
+def test_sixteen_at_a_time_in_random_order(
+    fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    order = random.Random(3).sample(range(PROMPTS), PROMPTS)
+    answers = asyncio.run(ask_all(fp32_server.grpc_url, "llm", [request(prompts[n]) for n in order], at_once=16))
+    assert [answer.output_ids for answer in answers] == [expected[n] for n in order]
+
+
+def test_one_process_doing_both_stages_agrees(
+    fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    answers = asyncio.run(ask_all(fp32_server.grpc_url, "decode_0", [request(p) for p in prompts[::2]], at_once=16))
+    assert [answer.output_ids for answer in answers] == expected[::2]
