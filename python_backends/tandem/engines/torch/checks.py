@@ -1,0 +1,87 @@
+"""Refuses work that this engine cannot do, before it takes a place in the queue."""
+
+from __future__ import annotations
+
+import math
+
+from tandem.errors import TandemError
+from tandem.messages import AnyWork, Decode, Sampling, WorkerInfo
+
+
+def check_work(work: AnyWork, info: WorkerInfo, num_blocks: int) -> None:
+    """Whether ``work`` is well formed and fits this worker at all.
+
+    Raises:
+        TandemError: ``invalid_request`` or ``prompt_too_long``, naming field, value and limit.
+    """
+    _check_tokens(work, info)
+    _check_length(work, info.max_model_len)
+    _check_sampling(work.sampling, info.vocab_size)
+    block_size = info.kv.block_size
+    tokens = len(work.token_ids) + max(len(work.output_ids), work.stopping.max_tokens)
+    if -(-tokens // block_size) > num_blocks:
+        raise TandemError(
+            "prompt_too_long",
+            f"{len(work.token_ids)} prompt tokens and max_tokens {work.stopping.max_tokens} need "
+            f"{-(-tokens // block_size)} KV blocks of {block_size} tokens; worker {info.worker_id!r} has {num_blocks} "
+            "(worker.kv_memory)",
+        )
+
+
+def _check_tokens(work: AnyWork, info: WorkerInfo) -> None:
+    if not work.token_ids:
+        raise TandemError("invalid_request", "token_ids: is empty; a prompt has at least 1 token")
+    named = {
+        "token_ids": work.token_ids,
+        "output_ids": work.output_ids,
+        "stop_token_ids": work.stopping.stop_token_ids,
+    }
+    for name, ids in named.items():
+        wrong = next((t for t in ids if not 0 <= t < info.vocab_size), None)
+        if wrong is not None:
+            raise TandemError("invalid_request", f"{name}: {wrong} is no token; ids go from 0 to {info.vocab_size - 1}")
+    if isinstance(work, Decode) and not work.output_ids:
+        raise TandemError("invalid_request", "output_ids: is empty; decode goes on after at least 1 answer token")
+
+
+def _check_length(work: AnyWork, max_model_len: int) -> None:
+    prompt, stopping = len(work.token_ids), work.stopping
+    if prompt >= max_model_len:
+        raise TandemError(
+            "prompt_too_long", f"token_ids: {prompt} prompt tokens; this model takes at most {max_model_len - 1}"
+        )
+    room = max_model_len - prompt
+    if not 1 <= stopping.max_tokens <= room:
+        raise TandemError(
+            "invalid_request",
+            f"max_tokens: {stopping.max_tokens}; after {prompt} prompt tokens it must lie from 1 to {room}",
+        )
+    if stopping.max_tokens <= len(work.output_ids):
+        raise TandemError(
+            "invalid_request",
+            f"max_tokens: {stopping.max_tokens}, but the answer has {len(work.output_ids)} tokens already (output_ids)",
+        )
+    if not 0 <= stopping.min_tokens <= stopping.max_tokens:
+        raise TandemError(
+            "invalid_request", f"min_tokens: {stopping.min_tokens}; must lie from 0 to max_tokens {stopping.max_tokens}"
+        )
+
+
+def _check_sampling(s: Sampling, vocab_size: int) -> None:
+    problems = {
+        "temperature": (s.temperature, "finite and at least 0", math.isfinite(s.temperature) and s.temperature >= 0),
+        "top_k": (s.top_k, "at least 0 (0: off)", s.top_k >= 0),
+        "top_p": (s.top_p, "above 0 and at most 1", 0 < s.top_p <= 1),
+        "min_p": (s.min_p, "from 0 to 1", 0 <= s.min_p <= 1),
+        "repetition_penalty": (
+            s.repetition_penalty,
+            "finite and above 0",
+            math.isfinite(s.repetition_penalty) and s.repetition_penalty > 0,
+        ),
+        "presence_penalty": (s.presence_penalty, "finite", math.isfinite(s.presence_penalty)),
+        "frequency_penalty": (s.frequency_penalty, "finite", math.isfinite(s.frequency_penalty)),
+        "logprobs": (s.logprobs, f"from 0 to {vocab_size}", s.logprobs is None or 0 <= s.logprobs <= vocab_size),
+    }
+    for name, (value, expected, fits) in problems.items():
+        if not fits:
+            raise TandemError("invalid_request", f"{name}: {value}; must be {expected}")

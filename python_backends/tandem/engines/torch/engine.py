@@ -1,0 +1,357 @@
+"""The embedded engine: one thread that takes commands from an inbox, runs steps, and reports what happened.
+
+Whatever others want is a call put into the inbox and run by that thread, so nothing here needs a lock and nobody who
+calls ever waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tandem.deployment import Deployment, Worker
+from tandem.engines.base import Engine, EventSink, LoadingSink
+from tandem.engines.torch.checks import check_work
+from tandem.engines.torch.handover import HandOver
+from tandem.engines.torch.kv_cache import LAYOUT, KvCache
+from tandem.engines.torch.runner import ModelRunner, load_runner, max_model_len
+from tandem.engines.torch.sampler import Choice
+from tandem.engines.torch.scheduler import Scheduler, Step
+from tandem.engines.torch.sequence import Sequence
+from tandem.engines.torch.weights import read_fingerprint
+from tandem.errors import ErrorCode, TandemError
+from tandem.kv.blocks import BlockPool
+from tandem.kv.handle import handle_key, require_compatible
+from tandem.kv.leases import LeaseTable
+from tandem.kv.pull import PullResult
+from tandem.kv.transfer import KvTransfer
+from tandem.messages import (
+    AnyWork,
+    Decode,
+    EngineEvent,
+    Failed,
+    Finished,
+    FinishReason,
+    KvFormat,
+    KvHandle,
+    Load,
+    Prefill,
+    Prefilled,
+    Pulled,
+    Tokens,
+    WorkerInfo,
+)
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 0.1
+"""How long an idle engine sleeps before it looks for leases that have run out."""
+STOP_TIMEOUT_S = 30.0
+
+
+def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingSink) -> Engine:
+    """Build the engine of one worker (an ``EngineFactory``). Takes seconds; ``loading`` hears of the progress.
+
+    Raises:
+        TandemError: what in deployment, environment or checkpoint is wrong.
+    """
+    key = handle_key()
+    fingerprint = read_fingerprint(Path(deployment.model.path))
+    runner = load_runner(deployment, worker, loading)
+    cache = runner.cache
+    pool = BlockPool(cache.num_blocks)
+    leases = LeaseTable(pool, deployment.kv.lease_s)
+    loading("transfer", 0.0)
+    transfer = _start_transfer(deployment, worker, epoch, cache, leases)
+    info = WorkerInfo(
+        worker_id=worker.name,
+        epoch=epoch,
+        stage=worker.stage,
+        engine="torch",
+        kv=KvFormat(fingerprint=fingerprint, dtype=deployment.model.dtype, layout=LAYOUT, block_size=cache.block_size),
+        vocab_size=runner.config.vocab_size,
+        max_model_len=max_model_len(deployment, runner.config),
+        max_batch_size=worker.max_batch_size,
+        transfer=transfer.info,
+    )
+    scheduler = Scheduler(pool, cache.block_size, worker.max_batch_size, worker.max_batch_tokens)
+    return TorchEngine(info, runner, scheduler, pool, leases, transfer, key)
+
+
+def _start_transfer(
+    deployment: Deployment, worker: Worker, epoch: int, cache: KvCache, leases: LeaseTable
+) -> KvTransfer:
+    transfer = KvTransfer(
+        agent_name=f"{worker.name}-{epoch:x}",
+        address=cache.address,
+        block_bytes=cache.block_bytes,
+        num_blocks=cache.num_blocks,
+        memory="DRAM" if cache.device.type == "cpu" else "VRAM",
+        device_id=cache.device.index or 0,
+        leases=leases,
+        timeout_s=deployment.kv.transfer_timeout_s,
+    )
+    transfer.start()
+    return transfer
+
+
+class TorchEngine:
+    """One model on one device (an ``Engine``)."""
+
+    def __init__(
+        self,
+        info: WorkerInfo,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        pool: BlockPool,
+        leases: LeaseTable,
+        transfer: KvTransfer,
+        key: bytes,
+    ) -> None:
+        """``transfer`` has been started, and moves the blocks of ``pool`` in ``runner.cache``."""
+        self._info, self._runner, self._scheduler = info, runner, scheduler
+        self._pool, self._leases, self._transfer = pool, leases, transfer
+        self._handover = HandOver(info, leases, transfer, key)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._in_hand: dict[str, Sequence] = {}
+        """By request id: everything that was accepted and has not ended."""
+        self._handles: dict[str, KvHandle] = {}
+        """By request id: accepted handles whose pull has not ended."""
+        self._cancelled_pulls: set[str] = set()
+        self._events: list[EngineEvent] = []
+        self._steps = self._pulls = self._bytes_pulled = 0
+        self._pull_seconds = 0.0
+        self._last_load: Load | None = None
+
+    # ------------------------------------------------------------ the protocol; called from any thread
+
+    @property
+    def info(self) -> WorkerInfo:
+        """Who this worker is."""
+        return self._info
+
+    def start(self, sink: EventSink) -> None:
+        """Begin to take work; every event goes to ``sink``."""
+        self._sink = sink
+        self._thread.start()
+
+    def submit(self, work: list[AnyWork]) -> None:
+        """Queue work; what cannot be done ends in a ``Failed`` event."""
+        self._inbox.put(partial(self._accept_all, work))
+
+    def cancel(self, request_ids: list[str]) -> None:
+        """Stop these requests before the next step, and end the leases they hold."""
+        self._inbox.put(partial(self._cancel_all, request_ids))
+
+    def release(self, request_ids: list[str]) -> None:
+        """End the leases granted for these requests."""
+        self._leases.cancel(request_ids)
+
+    def pair(self, peer: WorkerInfo) -> None:
+        """Get ready to move KV to or from ``peer``.
+
+        Raises:
+            TandemError: ``worker_incompatible``, naming in what the two differ.
+        """
+        require_compatible(self._info, peer)
+        known = self._handover.peers.get(peer.worker_id)
+        if known is None or peer.epoch >= known.epoch:
+            self._handover.peers[peer.worker_id] = peer
+            self._transfer.pair(peer)
+
+    def stop(self) -> None:
+        """End all threads. Running requests are dropped."""
+        self._stopping = True
+        self._inbox.put(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join(STOP_TIMEOUT_S)
+        self._transfer.stop()
+
+    # ------------------------------------------------------------ the engine's thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._turn()
+            except Exception as error:
+                log.exception("the engine's loop failed")
+                self._fail_all(list(self._in_hand.values()), error)
+            self._report()
+
+    def _turn(self) -> None:
+        """Everything that was asked for meanwhile, then one step."""
+        self._read_inbox()
+        self._leases.expire()
+        for sequence in self._scheduler.start_pulls():
+            self._pull(sequence)
+        step = self._scheduler.next_step()
+        if step is None:
+            self._report()
+            self._wait()
+        else:
+            self._run_step(step)
+
+    def _read_inbox(self) -> None:
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _wait(self) -> None:
+        try:
+            command = self._inbox.get(timeout=IDLE_S)
+        except queue.Empty:
+            return
+        command()
+
+    def _report(self) -> None:
+        """Hand over the events of this turn, and the load wherever it changed."""
+        load = self._load()
+        if self._events or load != self._last_load:
+            events, self._events, self._last_load = self._events, [], load
+            self._sink(events, load)
+
+    def _load(self) -> Load:
+        return Load(
+            queued=self._scheduler.queued,
+            running=self._scheduler.running,
+            blocks_total=self._pool.num_blocks,
+            blocks_used=self._pool.used,
+            handles_held=self._leases.held,
+            handles_granted=self._leases.granted,
+            handles_expired=self._leases.expired,
+            bytes_pulled=self._bytes_pulled,
+            pull_seconds=self._pull_seconds,
+            pulls=self._pulls,
+            steps=self._steps,
+        )
+
+    # ------------------------------------------------------------ accept
+
+    def _accept_all(self, work: list[AnyWork]) -> None:
+        for one in work:
+            try:
+                self._accept(one)
+            except TandemError as error:
+                self._events.append(Failed(request_id=one.request_id, code=error.code, message=error.message))
+
+    def _accept(self, work: AnyWork) -> None:
+        if work.request_id in self._in_hand:
+            raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
+        check_work(work, self._info, self._pool.num_blocks)
+        sequence = Sequence.of(work, time.monotonic())
+        if isinstance(work, Decode):
+            handle = self._handover.accept(work)
+            self._handles[work.request_id] = handle
+            sequence.num_cached = handle.num_tokens  # so it will be when its turn has come
+        self._in_hand[work.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    # ------------------------------------------------------------ pull
+
+    def _pull(self, sequence: Sequence) -> None:
+        def on_done(result: PullResult) -> None:
+            self._inbox.put(partial(self._pulled, sequence, result))
+
+        try:
+            self._handover.pull(sequence, self._handles[sequence.request_id], on_done)
+        except TandemError as error:
+            self._fail(sequence, error.code, error.message)
+
+    def _pulled(self, sequence: Sequence, result: PullResult) -> None:
+        """A pull has ended, and with it whatever may write into the sequence's blocks."""
+        self._pulls += 1
+        self._bytes_pulled += result.bytes_moved
+        self._pull_seconds += result.seconds
+        if sequence.request_id in self._cancelled_pulls:
+            self._finish(sequence, "cancelled")
+        elif result.error is not None:
+            self._fail(sequence, result.error.code, result.error.message)
+        else:
+            del self._handles[sequence.request_id]
+            self._events.append(
+                Pulled(request_id=sequence.request_id, bytes_moved=result.bytes_moved, seconds=result.seconds)
+            )
+            self._scheduler.pulled(sequence)
+
+    # ------------------------------------------------------------ step
+
+    def _run_step(self, step: Step) -> None:
+        began = time.monotonic()
+        try:
+            chosen = self._runner.run(step)
+        except Exception as error:
+            log.exception("a step of %d sequences failed", len(step.sequences))
+            self._fail_all(step.sequences, error)
+            return
+        self._steps += 1
+        seconds = time.monotonic() - began
+        for sequence, choice in chosen:
+            self._take(sequence, choice, step, began, seconds)
+
+    def _take(self, sequence: Sequence, choice: Choice, step: Step, began: float, seconds: float) -> None:
+        """One sequence's new token: report it, and go on, hand over or end."""
+        index = sequence.num_output
+        sequence.append(choice.token_id)
+        logprobs = None if choice.logprob is None else [choice.logprob]
+        self._events.append(
+            Tokens(request_id=sequence.request_id, index=index, token_ids=[choice.token_id], logprobs=logprobs)
+        )
+        reason = sequence.finish_reason
+        if isinstance(sequence.work, Prefill):
+            handle = None if reason else self._handover.grant(sequence)
+            self._drop(sequence)
+            self._events.append(
+                Prefilled(
+                    request_id=sequence.request_id,
+                    handle=handle,
+                    finish_reason=reason,
+                    queue_s=began - sequence.arrived,
+                    compute_s=seconds,
+                )
+            )
+        elif reason:
+            self._finish(sequence, reason)
+        elif step.is_prefill:
+            self._scheduler.prefilled(sequence)
+
+    # ------------------------------------------------------------ end
+
+    def _cancel_all(self, request_ids: list[str]) -> None:
+        self._leases.cancel(request_ids)
+        for request_id in request_ids:
+            sequence = self._in_hand.get(request_id)
+            if sequence is None:
+                continue
+            if self._scheduler.is_pulling(sequence):
+                self._cancelled_pulls.add(request_id)  # ends in ``_pulled``: until then a read may write to its blocks
+                self._transfer.abort(request_id)
+            else:
+                self._finish(sequence, "cancelled")
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._drop(sequence)
+        self._events.append(Finished(request_id=sequence.request_id, reason=reason))
+
+    def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
+        self._drop(sequence)
+        self._events.append(Failed(request_id=sequence.request_id, code=code, message=message))
+
+    def _fail_all(self, sequences: list[Sequence], error: Exception) -> None:
+        message = f"a step of the engine on worker {self._info.worker_id!r} failed: {type(error).__name__}: {error}"
+        for sequence in sequences:
+            self._fail(sequence, "engine_failed", message)
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Forget a sequence, and give back its blocks unless they are under lease."""
+        del self._in_hand[sequence.request_id]
+        self._handles.pop(sequence.request_id, None)
+        self._cancelled_pulls.discard(sequence.request_id)
+        self._scheduler.remove(sequence)
+        blocks, sequence.block_ids = sequence.block_ids, []
+        self._pool.free(blocks)

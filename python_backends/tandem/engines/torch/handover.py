@@ -1,0 +1,69 @@
+"""The engine's part in handing KV over: handles out (prefill), handles in and pulls (decode)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from tandem.engines.torch.sequence import Sequence
+from tandem.errors import TandemError
+from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
+from tandem.kv.leases import LeaseTable
+from tandem.kv.pull import PullResult
+from tandem.kv.transfer import KvTransfer
+from tandem.messages import Decode, KvHandle, WorkerInfo
+
+REDEEMED_REMEMBERED = 65536
+"""Handles that this worker remembers having taken; the lease refuses an older one."""
+
+
+class HandOver:
+    """Leases, handles and pulls of one worker. Used by the engine's thread alone, but for ``peers``."""
+
+    def __init__(self, info: WorkerInfo, leases: LeaseTable, transfer: KvTransfer, key: bytes) -> None:
+        self._info, self._leases, self._transfer, self._key = info, leases, transfer, key
+        self.peers: dict[str, WorkerInfo] = {}
+        """Paired workers by id."""
+        self._redeemed: OrderedDict[tuple[str, int, int], None] = OrderedDict()
+        """(worker, epoch, lease) of handles taken."""
+
+    def grant(self, sequence: Sequence) -> bytes:
+        """Put a prefilled sequence's blocks under lease, and return the signed handle. They are the lease's then."""
+        blocks, sequence.block_ids = sequence.block_ids, []
+        handle = KvHandle(
+            version=HANDLE_VERSION,
+            worker_id=self._info.worker_id,
+            epoch=self._info.epoch,
+            lease_id=self._leases.grant(sequence.request_id, blocks),
+            kv=self._info.kv,
+            num_tokens=sequence.num_cached,
+            tokens_digest=digest_tokens(sequence.token_ids[: sequence.num_cached]),
+            block_ids=blocks,
+        )
+        return sign(handle, self._key)
+
+    def accept(self, work: Decode) -> KvHandle:
+        """Check the handle of ``work``. It may cover all tokens but the last, or fewer; the rest is read here.
+
+        Raises:
+            TandemError: why it cannot be redeemed.
+        """
+        handle = verify(work.handle, self._key)
+        known = [*work.token_ids, *work.output_ids][:-1]
+        check(handle, self._info, self.peers.get(handle.worker_id), known[: handle.num_tokens])
+        name = (handle.worker_id, handle.epoch, handle.lease_id)
+        if name in self._redeemed:
+            raise TandemError("handle_used", f"handle: lease {handle.lease_id} was redeemed here before")
+        self._redeemed[name] = None
+        if len(self._redeemed) > REDEEMED_REMEMBERED:
+            self._redeemed.popitem(last=False)
+        return handle
+
+    def pull(self, sequence: Sequence, handle: KvHandle, on_done: Callable[[PullResult], None]) -> None:
+        """Start to pull into the sequence's first blocks; ``on_done`` is called from the transfer's thread.
+
+        Raises:
+            TandemError: ``transfer_failed``: the transfer has ended.
+        """
+        local = sequence.block_ids[: len(handle.block_ids)]
+        self._transfer.pull(sequence.request_id, handle, local, on_done)

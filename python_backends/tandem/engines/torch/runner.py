@@ -1,0 +1,90 @@
+"""The model with its KV memory, ready to run steps: everything of the engine that touches tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tandem.deployment import Deployment, Worker
+from tandem.engines.base import LoadingSink
+from tandem.engines.torch.batch import Batch, BatchBuilder
+from tandem.engines.torch.config import ModelConfig, read_config
+from tandem.engines.torch.kv_cache import KvCache, blocks_that_fit
+from tandem.engines.torch.model import LlamaModel
+from tandem.engines.torch.sampler import Choice, choose
+from tandem.engines.torch.scheduler import Step
+from tandem.engines.torch.sequence import Sequence
+from tandem.engines.torch.weights import Checkpoint, load_weights
+from tandem.errors import TandemError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class ModelRunner:
+    """Runs one step at a time."""
+
+    def __init__(
+        self, config: ModelConfig, model: LlamaModel, cache: KvCache, builder: BatchBuilder, weight_bytes: int
+    ) -> None:
+        self.config, self.cache = config, cache
+        self.weight_bytes = weight_bytes
+        """Bytes of weights that decoding one token reads."""
+        self._model, self._builder = model, builder
+
+    def run(self, step: Step) -> list[tuple[Sequence, Choice]]:
+        """One pass through the model: the next token of each of the step's sequences, in some order."""
+        batch = self.prepare(step)
+        return list(zip(batch.sequences, choose(self._model.forward(batch), batch.sequences), strict=True))
+
+    def prepare(self, step: Step) -> Batch:
+        """The step's tensors."""
+        return (self._builder.prefill if step.is_prefill else self._builder.decode)(step.sequences)
+
+    def logits(self, step: Step) -> tuple[list[Sequence], Tensor]:
+        """One pass, without choosing: the sequences in row order, and logits [sequences, vocab_size]."""
+        batch = self.prepare(step)
+        return batch.sequences, self._model.forward(batch)
+
+
+def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) -> ModelRunner:
+    """Read the checkpoint and allocate the KV cache that the deployment asks for.
+
+    Raises:
+        TandemError: ``invalid_request``: what in the deployment or the checkpoint cannot be had.
+    """
+    device = _device(worker)
+    if device.type == "cpu":
+        torch.set_num_threads(deployment.threads_of(worker))
+    model_dir, dtype = Path(deployment.model.path), DTYPES[deployment.model.dtype]
+    config = read_config(model_dir)
+    block_size = deployment.kv.block_size
+    block_bytes = block_size * config.kv_bytes_per_token(dtype.itemsize)
+    cache = KvCache(config, block_size, blocks_that_fit(worker.kv_bytes, block_bytes), dtype, device)
+    loading("weights", 0.0)
+    weights = load_weights(config, Checkpoint(model_dir, dtype, device), lambda done: loading("weights", done))
+    model = LlamaModel(config, weights, cache, max_model_len(deployment, config))
+    return ModelRunner(config, model, cache, BatchBuilder(config, cache, dtype), weights.num_bytes)
+
+
+def max_model_len(deployment: Deployment, config: ModelConfig) -> int:
+    """Most tokens of prompt and answer together.
+
+    Raises:
+        TandemError: ``invalid_request``: the deployment asks for more than the model has.
+    """
+    asked = deployment.model.max_model_len
+    if asked is not None and asked > config.context:
+        raise TandemError(
+            "invalid_request", f"model.max_model_len: {asked} is more than the model's context, {config.context} tokens"
+        )
+    return asked or config.context
+
+
+def _device(worker: Worker) -> torch.device:
+    if worker.device.startswith("cuda") and not torch.cuda.is_available():
+        raise TandemError(
+            "invalid_request", f'worker.device: {worker.device!r}, but torch sees no CUDA device; use device = "cpu"'
+        )
+    return torch.device(worker.device)
