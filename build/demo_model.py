@@ -1,0 +1,27 @@
+"""Makes the demo model, SmolLM2-135M-Instruct, out of the package that carries it: ``python build/demo_model.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conversion.package import find_gguf
+from conversion.terminal import convert_showing, fail
+from tandem.errors import TandemError
+
+HOME = Path(__file__).resolve().parents[1] / ".tandem"
+OUT = HOME / "models" / "smollm2-135m-instruct"
+
+
+def main(out: Annotated[Path, typer.Argument(help="Directory to write.")] = OUT) -> None:
+    """Fetch the demo model if it is not installed, and convert it. Quick when it is there."""
+    try:
+        convert_showing(find_gguf(HOME / "downloads"), out)
+    except TandemError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    typer.run(main)
