@@ -6,6 +6,7 @@ in ``.venv/tandem.json`` at the very end, so that an interrupted set-up is simpl
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -15,11 +16,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 NOTE = VENV / "tandem.json"
+LOCK = ROOT / ".tandem" / "setup.lock"
 LOG = ROOT / ".tandem" / "logs" / "setup.log"
 
 sys.path.insert(0, str(ROOT / "python_backends"))
@@ -50,6 +55,11 @@ def check() -> list[str]:
 
 def install(extras: list[str]) -> None:
     """Bring ``.venv`` to the state that ``pyproject.toml`` and ``extras`` ask for."""
+    with _alone() as lock:
+        _install(extras, lock)
+
+
+def _install(extras: list[str], lock: IO[str]) -> None:
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     noted_digest, noted_extras = _read_note()
     if noted_digest == digest and noted_extras.issuperset(extras) and _is_this_python():
@@ -58,10 +68,23 @@ def install(extras: list[str]) -> None:
     if not (_is_this_python() and _has_pip()):
         _make_venv()
     NOTE.unlink(missing_ok=True)
-    _pip_install(f".[{','.join(extras)}]" if extras else ".")
+    _pip_install(f".[{','.join(extras)}]" if extras else ".", lock)
     partial = NOTE.with_suffix(".partial")
     partial.write_text(json.dumps({"pyproject": digest, "extras": extras}))
     partial.rename(NOTE)
+
+
+@contextmanager
+def _alone() -> Iterator[IO[str]]:
+    """One set-up at a time: the lock, which pip is given too, lest it be alone in going on after this process."""
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another set-up of this checkout …", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
 
 def _read_note() -> tuple[str, set[str]]:
@@ -95,10 +118,12 @@ def _make_venv() -> None:
     base = str(getattr(sys, "_base_executable", sys.executable))
     print(f"Setting up .venv with Python {sys.version.split()[0]} ({base}) …", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
-    subprocess.run([base, "-m", "venv", str(VENV)], check=True)
+    made = subprocess.run([base, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        sys.exit(f"error: could not make .venv:\n{made.stdout}{made.stderr}")
 
 
-def _pip_install(what: str) -> None:
+def _pip_install(what: str, lock: IO[str]) -> None:
     """``pip install -e``, its noise in a log, its progress on the terminal."""
     LOG.parent.mkdir(parents=True, exist_ok=True)
     command = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
@@ -107,7 +132,13 @@ def _pip_install(what: str) -> None:
     with (
         LOG.open("w") as log,
         subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            pass_fds=[lock.fileno()],
         ) as pip,
     ):
         assert pip.stdout is not None
@@ -118,8 +149,9 @@ def _pip_install(what: str) -> None:
                 print(f"  {said}", flush=True)
     if pip.returncode != 0:
         lines = LOG.read_text().splitlines()
-        errors = [line for line in lines if "ERROR" in line] or lines[-15:]
-        sys.exit("\n".join(["error: pip could not install the dependencies:", *errors[:15], f"The whole log: {LOG}"]))
+        errors = [line for line in lines if line.startswith("ERROR") and "Ignored" not in line] or lines[-15:]
+        errors = [re.sub(r" \(from versions: .*\)", "", line) for line in errors[:15]]
+        sys.exit("\n".join(["error: pip could not install the dependencies:", *errors, f"The whole log: {LOG}"]))
     print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
 
