@@ -67,7 +67,7 @@ class KvTransfer:
         self._nudged = False
         self._stopping = False
         self._started = threading.Event()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._ending: TandemError | None = None
         self._thread = threading.Thread(target=self._run, name="kv-transfer", daemon=True)
         self._confirmations = Confirmations(agent_name, leases)
@@ -162,19 +162,22 @@ class KvTransfer:
     def _run(self) -> None:
         try:
             self._agent = Agent(*self._registration)
-            self._leases.on_grant = self._nudge
+        except Exception as error:
+            self._failure = error
             self._started.set()
+            return
+        self._leases.on_grant = self._nudge
+        self._started.set()
+        try:
             while not self._stopping:
                 if not self._turn():
                     self._rest()
-            reason = TandemError("transfer_failed", "the KV transfer was stopped")
-        except BaseException as error:
-            log.exception("the KV transfer thread failed")
+        except Exception as error:
             with self._wake:
                 self._failure = error
-            reason = TandemError("transfer_failed", f"the KV transfer thread failed: {error}")
-        self._started.set()
-        self._end_all(reason)
+            self._end_all(TandemError("transfer_failed", f"the KV transfer thread failed: {error!r}"))
+            raise  # without this thread the process is of no use: whoever owns it hears of it
+        self._end_all(TandemError("transfer_failed", "the KV transfer was stopped"))
 
     def _turn(self) -> bool:
         """Everything that can be done now; whether anything was."""

@@ -1,4 +1,4 @@
-"""One side of a hand-over with real NIXL: in this process, or in a process of its own that can be stopped and killed."""
+"""One side of a hand-over with real NIXL: in this process, or in one of its own that can be frozen and killed."""
 
 from __future__ import annotations
 

@@ -32,6 +32,8 @@ class PoolAgainstModel(RuleBasedStateMachine):
         self.pool = BlockPool(size)
         self.free = set(range(size))
         self.held: list[list[int]] = []
+        self.pinned: set[int] = set()
+        self.freed_while_pinned: set[int] = set()
 
     @rule(n=st.integers(0, 45))
     def allocate(self, n: int) -> None:
@@ -59,15 +61,40 @@ class PoolAgainstModel(RuleBasedStateMachine):
         part = data.draw(st.permutations(ids)) if ids else []
         cut = data.draw(st.integers(0, len(part)))
         self.pool.free(part[:cut])
-        self.free.update(part[:cut])
+        self.freed_while_pinned.update(self.pinned.intersection(part[:cut]))
+        self.free.update(b for b in part[:cut] if b not in self.pinned)
         if part[cut:]:
             self.held.append(part[cut:])
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        ids = set(data.draw(st.sampled_from(self.held)))
+        if already := ids & self.pinned:
+            with pytest.raises(ValueError, match="pinned already"):
+                self.pool.pin(ids)
+            assert already
+            return
+        self.pool.pin(ids)
+        self.pinned |= ids
+
+    @precondition(lambda self: self.pinned)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        ids = data.draw(st.sets(st.sampled_from(sorted(self.pinned)), min_size=1))
+        with pytest.raises(ValueError, match="are not pinned"):
+            self.pool.unpin([*ids, self.pool.num_blocks])
+        self.pool.unpin(ids)
+        self.pinned -= ids
+        self.free |= ids & self.freed_while_pinned
+        self.freed_while_pinned -= ids
 
     @rule(data=st.data())
     def free_wrongly(self, data: st.DataObject) -> None:
         """One block that is not in use spoils the whole call."""
-        in_use = sorted(set(range(self.pool.num_blocks)) - self.free)
-        wrong = data.draw(st.sampled_from([*sorted(self.free), -1, self.pool.num_blocks]))
+        gone = self.free | self.freed_while_pinned
+        in_use = sorted(set(range(self.pool.num_blocks)) - gone)
+        wrong = data.draw(st.sampled_from([*sorted(gone), -1, self.pool.num_blocks]))
         good = data.draw(st.lists(st.sampled_from(in_use), unique=True)) if in_use else []
         with pytest.raises(ValueError, match=f"block {wrong} is not"):
             self.pool.free([*good, wrong])
