@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 
@@ -18,6 +20,8 @@ from tandem.routing.least_loaded import Candidate, choose
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
+WORKER_WAIT_S = 10.0
+"""How long a request waits for workers when there are none."""
 
 
 class Fleet:
@@ -27,6 +31,7 @@ class Fleet:
         self._deployment = deployment
         self._transport = transport
         self._lanes: dict[str, LaneClient] = {}
+        self._paired = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -44,12 +49,28 @@ class Fleet:
         for lane in self._lanes.values():
             lane.stop()
 
-    def choose(self, stage: StageName, partner: LaneClient | None = None) -> LaneClient:
-        """The worker of a stage that gets the next request; one that is paired with ``partner``, where given.
+    async def route(self) -> tuple[LaneClient, LaneClient]:
+        """A prefill and a decode worker between which KV can move. Waits a little while there are none: a worker that
+        starts again is back within seconds.
 
         Raises:
-            TandemError: ``worker_lost`` when there is none.
+            TandemError: ``worker_lost`` when there are still none.
         """
+        deadline = time.monotonic() + WORKER_WAIT_S
+        while True:
+            self._paired.clear()
+            try:
+                prefill = self._choose("prefill")
+                return prefill, self._choose("decode", partner=prefill)
+            except TandemError:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._paired.wait(), min(left_s, WATCH_S))
+
+    def _choose(self, stage: StageName, partner: LaneClient | None = None) -> LaneClient:
+        """The worker of a stage that gets the next request; one that is paired with ``partner``, where given."""
         candidates = [
             Candidate(
                 name=worker.name,
@@ -86,6 +107,7 @@ class Fleet:
             one.paired_with.add(_identity(theirs))
             other.paired_with.add(_identity(mine))
             log.info("workers %s and %s are paired", one.worker.name, other.worker.name)
+            self._paired.set()
 
     async def _watch(self) -> None:
         while True:

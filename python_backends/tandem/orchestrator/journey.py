@@ -107,16 +107,12 @@ class Journey:
     # -------------------------------------------------------------- the corridor
 
     async def _travel(self) -> None:
-        prefill, decode = self._route()
+        self._step = "waiting for workers"
+        prefill, decode = await self._fleet.route()
         stopping = await self._read(prefill, decode)
         handle = await self._prefill(prefill, stopping)
         if handle is not None:
             await self._decode(decode, stopping, handle)
-
-    def _route(self) -> tuple[LaneClient, LaneClient]:
-        self._step = "choosing workers"
-        prefill = self._fleet.choose("prefill")
-        return prefill, self._fleet.choose("decode", partner=prefill)
 
     async def _read(self, prefill: LaneClient, decode: LaneClient) -> Stopping:
         self._step = "reading the prompt"

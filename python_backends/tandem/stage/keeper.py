@@ -127,7 +127,7 @@ class EngineKeeper:
             case Events():
                 self._on_events(report)
             case Loading():
-                log.info("worker %s: %s, %.0f %%", self._worker, report.what, 100 * report.fraction)
+                log.debug("worker %s: %s, %.0f %%", self._worker, report.what, 100 * report.fraction)
             case EngineError():
                 self._last_error = report.message
             case Ready():

@@ -14,19 +14,19 @@ import triton_python_backend_utils as pb_utils
 from tandem.api.tensors import Array
 from tandem.errors import ErrorCode, TandemError
 
-_TRITON_CODES: dict[ErrorCode, Any] = {
-    "invalid_request": pb_utils.TritonError.INVALID_ARG,
-    "prompt_too_long": pb_utils.TritonError.INVALID_ARG,
-    "cancelled": pb_utils.TritonError.CANCELLED,
-    "not_found": pb_utils.TritonError.NOT_FOUND,
-    "overloaded": pb_utils.TritonError.UNAVAILABLE,
-    "deadline_exceeded": pb_utils.TritonError.UNAVAILABLE,
-    "worker_lost": pb_utils.TritonError.UNAVAILABLE,
-    "transfer_failed": pb_utils.TritonError.UNAVAILABLE,
-    "engine_failed": pb_utils.TritonError.INTERNAL,
-    "worker_incompatible": pb_utils.TritonError.INTERNAL,
+_TRITON_CODES: dict[ErrorCode, str] = {
+    "invalid_request": "INVALID_ARG",
+    "prompt_too_long": "INVALID_ARG",
+    "cancelled": "CANCELLED",
+    "not_found": "NOT_FOUND",
+    "overloaded": "UNAVAILABLE",
+    "deadline_exceeded": "UNAVAILABLE",
+    "worker_lost": "UNAVAILABLE",
+    "transfer_failed": "UNAVAILABLE",
+    "engine_failed": "INTERNAL",
+    "worker_incompatible": "INTERNAL",
 }
-"""The rest are a client's wrong KV handle: an invalid argument."""
+"""Names, since Triton fills ``pb_utils`` only after it has imported the model. The rest are a wrong KV handle's."""
 
 
 def start_logging() -> None:
@@ -76,7 +76,7 @@ def to_response(tensors: dict[str, Array]) -> Any:
 
 def to_error(error: TandemError) -> Any:
     """An inference response that is an error."""
-    code = _TRITON_CODES.get(error.code, pb_utils.TritonError.INVALID_ARG)
+    code = getattr(pb_utils.TritonError, _TRITON_CODES.get(error.code, "INVALID_ARG"))
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 

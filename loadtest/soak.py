@@ -1,0 +1,208 @@
+"""No hang, no leak: thousands of short requests, some of which leave at random moments. ``make soak``.
+
+Starts its own server, sends 10,000 requests at 64 at once and 2,000 at 128, cancels a tenth of them, and then looks for
+what is left: requests without an end, KV blocks, handles, memory. Prints a table, writes ``soak.json``; exit status 1
+if anything is left or an answer is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import tritonclient.grpc.aio as grpc_aio
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from tandem.cli.workers import read_workers
+from tandem.deployment import load_deployment, override
+from tandem.triton.server import TritonServer
+
+ROOT = Path(__file__).parents[1]
+ANSWER_TOKENS = 6
+REQUEST_TIMEOUT_S = 120.0
+SETTLE_S = 30.0
+SAMPLE_S = 1.0
+
+
+@dataclass
+class Round:
+    """One round of requests and what became of them."""
+
+    requests: int
+    at_once: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    rss_growth: dict[str, float] = field(default_factory=dict)
+    """Per process: median of the last quarter over median of the third quarter, minus 1."""
+    left: dict[str, list[int]] = field(default_factory=dict)
+    """Per worker: queued, running, blocks used, handles held, after the last request."""
+
+
+async def one_request(client: grpc_aio.InferenceServerClient, number: int, draw: random.Random) -> str:
+    """Send one request; how it ended."""
+    leave_after = draw.uniform(0.0, 1.5) if draw.random() < 0.1 else None
+    try:
+        return await asyncio.wait_for(_stream(client, number), leave_after or REQUEST_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        return "left" if leave_after else "HUNG"
+    except InferenceServerException as error:
+        return f"error: {error.message()[:80]}"
+
+
+async def _stream(client: grpc_aio.InferenceServerClient, number: int) -> str:
+    inputs = []
+    for name, array in {
+        "text_input": np.array([[f"Request {number}: count on, {number % 10},".encode()]], np.object_),
+        "max_tokens": np.array([[ANSWER_TOKENS]], np.int32),
+        "ignore_eos": np.array([[True]]),
+        "stream": np.array([[True]]),
+    }.items():
+        tensor = grpc_aio.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+
+    async def requests() -> AsyncIterator[dict[str, object]]:
+        yield {"model_name": "llm", "inputs": inputs, "enable_empty_final_response": True}
+
+    tokens = 0
+    stream = client.stream_infer(requests())
+    try:
+        async for result, error in stream:
+            if error is not None:
+                return f"error: {str(error)[:80]}"
+            ids = result.as_numpy("output_ids")
+            tokens += 0 if ids is None else ids.size
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                break
+    finally:
+        stream.cancel()
+    return "whole answer" if tokens == ANSWER_TOKENS else f"WRONG: {tokens} tokens"
+
+
+async def run_round(url: str, this: Round, progress: Progress, draw: random.Random) -> None:
+    """All requests of a round, ``at_once`` at a time."""
+    task = progress.add_task(f"{this.requests} requests, {this.at_once} at once", total=this.requests)
+    numbers = iter(range(this.requests))
+    started = time.monotonic()
+
+    async def sender() -> None:
+        async with grpc_aio.InferenceServerClient(url) as client:
+            for number in numbers:
+                this.outcomes[await one_request(client, number, draw)] += 1
+                progress.advance(task)
+
+    await asyncio.gather(*(sender() for _ in range(this.at_once)))
+    this.seconds = time.monotonic() - started
+
+
+async def watch_memory(samples: dict[str, list[int]]) -> None:
+    """Resident bytes of every process below this one, once a second."""
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                samples.setdefault(_name(process), []).append(process.memory_info().rss)
+            except psutil.Error:
+                continue
+        await asyncio.sleep(SAMPLE_S)
+
+
+def _name(process: psutil.Process) -> str:
+    """What a process is, and its id."""
+    line = process.cmdline()
+    for word in line:
+        if word.endswith("model.py"):
+            return f"stub {Path(word).parents[1].name} {process.pid}"
+    if "--worker" in line:
+        return f"engine {line[line.index('--worker') + 1]} {process.pid}"
+    return f"{process.name()} {process.pid}"
+
+
+def growth(samples: list[int]) -> float:
+    """How much the last quarter's median exceeds the third's, as a fraction."""
+    quarter = max(1, len(samples) // 4)
+    third, last = samples[-2 * quarter : -quarter] or samples, samples[-quarter:]
+    return statistics.median(last) / statistics.median(third) - 1.0
+
+
+async def soak(server: TritonServer, rounds: list[Round], progress: Progress) -> None:
+    """Run all rounds, watching memory, and look after each for what is left."""
+    draw = random.Random(2)
+    for this in rounds:
+        samples: dict[str, list[int]] = {}
+        watcher = asyncio.create_task(watch_memory(samples))
+        await run_round(server.grpc_url, this, progress, draw)
+        watcher.cancel()
+        this.rss_growth = {name: growth(values) for name, values in samples.items()}
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline:
+            this.left = {
+                worker.name: [
+                    worker.load.queued,
+                    worker.load.running,
+                    worker.load.blocks_used,
+                    worker.load.handles_held,
+                ]
+                for worker in await asyncio.to_thread(read_workers, server.grpc_url)
+            }
+            if not any(map(any, this.left.values())):
+                break
+            await asyncio.sleep(0.2)
+
+
+def show(rounds: list[Round], console: Console) -> bool:
+    """Print what happened; whether all is well."""
+    table = Table(title="soak")
+    for heading in ("requests", "at once", "requests/s", "outcomes", "left over", "largest growth of memory"):
+        table.add_column(heading)
+    well = True
+    for this in rounds:
+        worst = max(this.rss_growth, key=lambda name: this.rss_growth[name])
+        left = sum(sum(values) for values in this.left.values())
+        well &= left == 0 and set(this.outcomes) <= {"whole answer", "left"}
+        table.add_row(
+            str(this.requests),
+            str(this.at_once),
+            f"{this.requests / this.seconds:.1f}",
+            ", ".join(f"{count} {outcome}" for outcome, count in this.outcomes.most_common()),
+            "nothing" if left == 0 else str(this.left),
+            f"{100 * this.rss_growth[worst]:+.2f} % ({worst})",
+        )
+    console.print(table)
+    return well
+
+
+def main() -> None:
+    """Run the soak."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000, help="of the first round; the second has a fifth")
+    requests = parser.parse_args().requests
+    rounds = [Round(requests, 64), Round(requests // 5, 128)]
+    console = Console()
+    deployment = override(
+        load_deployment(ROOT / "deployments" / "local.toml"), http_port=0, grpc_port=0, metrics_port=0
+    )
+    with Progress(console=console) as progress, TritonServer(deployment) as server:
+        asyncio.run(soak(server, rounds, progress))
+    well = show(rounds, console)
+    out = ROOT / ".tandem" / "soak.json"
+    out.write_text(json.dumps([asdict(this) for this in rounds], indent=2))
+    console.print(f"written: {out.relative_to(ROOT)}")
+    sys.exit(0 if well else 1)
+
+
+if __name__ == "__main__":
+    main()
