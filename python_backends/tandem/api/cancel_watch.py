@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from tandem.api.responder import Responder
@@ -11,6 +12,8 @@ from tandem.api.responder import Responder
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.02
+BUSY_SHARE = 0.1
+"""Asking costs a round trip to the server per request, so the watch rests in proportion to what it spent."""
 STOP_TIMEOUT_S = 5.0
 
 
@@ -36,7 +39,9 @@ class CancelWatch:
         self._watched[responder] = on_cancel
 
     def _run(self) -> None:
-        while not self._stopped.wait(SWEEP_S):
+        rest_s = SWEEP_S
+        while not self._stopped.wait(rest_s):
+            started = time.monotonic()
             for responder in list(self._watched):
                 try:
                     left = responder.is_cancelled()
@@ -47,3 +52,4 @@ class CancelWatch:
                     self._watched.pop(responder, None)
                 elif left and (on_cancel := self._watched.pop(responder, None)):
                     on_cancel()
+            rest_s = max(SWEEP_S, (time.monotonic() - started) / BUSY_SHARE)

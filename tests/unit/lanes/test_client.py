@@ -1,0 +1,166 @@
+"""The orchestrator's end of a lane, over a worker that is only a script of replies."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tandem.deployment import Worker
+from tandem.errors import TandemError
+from tandem.lanes.client import LaneClient
+from tandem.messages import (
+    Cancel,
+    Done,
+    EngineEvent,
+    Failed,
+    Finished,
+    Generate,
+    Hello,
+    HelloReply,
+    KvFormat,
+    LaneReply,
+    LaneRequest,
+    Load,
+    Poll,
+    PollReply,
+    Refused,
+    Sampling,
+    Stopping,
+    Submit,
+    SubmitReply,
+    Tokens,
+    WorkerInfo,
+)
+
+KV = KvFormat(fingerprint="f", dtype="float32", layout="l", block_size=16)
+
+
+class ScriptedWorker:
+    """A transport that answers from what the test puts in."""
+
+    def __init__(self) -> None:
+        self.epoch = 1
+        self.events: queue.Queue[list[EngineEvent]] = queue.Queue()
+        self.refuse: set[str] = set()
+        self.seen: list[LaneRequest] = []
+        self.gone = threading.Event()
+
+    def call(self, request: LaneRequest) -> LaneReply:
+        if self.gone.is_set():
+            raise TandemError("worker_lost", "gone")
+        if not isinstance(request, Poll):
+            self.seen.append(request)
+        match request:
+            case Hello():
+                return HelloReply(worker=self.info(), load=Load())
+            case Poll():
+                try:
+                    events = self.events.get(timeout=0.05)
+                except queue.Empty:
+                    events = []
+                return PollReply(epoch=self.epoch, events=events, load=Load(running=len(events)))
+            case Submit():
+                ids = [work.request_id for work in request.work]
+                return SubmitReply(
+                    refused=[Failed(request_id=i, code="overloaded", message="full") for i in ids if i in self.refuse]
+                )
+            case Cancel():
+                return Done()
+        return Refused(code="not_found", message="?")
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(
+            worker_id="w",
+            epoch=self.epoch,
+            stage="decode",
+            engine="torch",
+            kv=KV,
+            vocab_size=10,
+            max_model_len=10,
+            max_batch_size=1,
+            transfer=None,
+        )
+
+
+def work(request_id: str) -> Generate:
+    return Generate(request_id=request_id, token_ids=[1], sampling=Sampling(), stopping=Stopping(max_tokens=4))
+
+
+def on_lane(test: Callable[[LaneClient, ScriptedWorker], object]) -> None:
+    """Run an asynchronous test against a greeted lane, and end the lane whatever happens."""
+
+    async def run() -> None:
+        worker, greeted = ScriptedWorker(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        lane = LaneClient("lane", Worker(name="w", stage="decode"), worker, loop, lambda _: greeted.set())
+        lane.start()
+        try:
+            await asyncio.wait_for(greeted.wait(), 10)
+            await asyncio.wait_for(test(lane, worker), 20)  # type: ignore[arg-type]
+        finally:
+            await asyncio.to_thread(lane.stop)
+
+    asyncio.run(run())
+
+
+def test_events_reach_the_mailbox_of_their_request() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        first, second = await asyncio.gather(lane.submit(work("a")), lane.submit(work("b")))
+        worker.events.put([Tokens(request_id="b", index=0, token_ids=[5]), Finished(request_id="b", reason="length")])
+        worker.events.put([Tokens(request_id="a", index=0, token_ids=[6])])
+        assert [type(event) for event in await second.take()] == [Tokens, Finished]
+        assert (await first.take())[0] == Tokens(request_id="a", index=0, token_ids=[6])
+
+    on_lane(test)
+
+
+def test_a_refusal_comes_back_to_the_request_it_is_about() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        worker.refuse = {"b"}
+        results = await asyncio.gather(*(lane.submit(work(name)) for name in ("a", "b", "c")), return_exceptions=True)
+        refused = [result for result in results if isinstance(result, TandemError)]
+        assert [error.code for error in refused] == ["overloaded"]
+        assert isinstance(results[1], TandemError)
+        assert lane.outstanding == 2
+
+    on_lane(test)
+
+
+def test_a_restart_ends_what_was_running_and_greets_the_new_epoch() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        mailbox = await lane.submit(work("a"))
+        worker.epoch = 2
+        events = await mailbox.take()
+        assert isinstance(events[0], Failed)
+        assert events[0].code == "worker_lost"
+        while lane.info is None or lane.info.epoch != 2:
+            await asyncio.sleep(0.01)
+
+    on_lane(test)
+
+
+def test_a_worker_that_is_gone_fails_its_requests_and_new_ones() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        mailbox = await lane.submit(work("a"))
+        worker.gone.set()
+        assert isinstance((await mailbox.take())[0], Failed)
+        with pytest.raises(TandemError) as caught:
+            await lane.submit(work("b"))
+        assert caught.value.code == "worker_lost"
+
+    on_lane(test)
+
+
+def test_cancels_that_wait_become_one_call() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        for name in "abcdef":
+            lane.cancel(name)
+        await lane.submit(work("last"))
+        cancelled = [i for request in worker.seen if isinstance(request, Cancel) for i in request.request_ids]
+        assert cancelled == list("abcdef")
+
+    on_lane(test)
