@@ -56,5 +56,8 @@ def _join(lines: list[str]) -> str:
 
 
 def _plain(reason: str) -> str:
-    """Triton quotes its messages; the quotes' escapes go."""
-    return reason.strip().strip('"').replace("\\n", "\n    ").replace('\\"', '"')
+    """One of Triton's messages without quotes and escapes; of a Python traceback only the innermost place."""
+    text = reason.strip().strip('"').removeprefix("Internal: ").replace("\\n", "\n").replace('\\"', '"')
+    message, _, places = text.partition("\n\nAt:\n")
+    place = f" ({places.splitlines()[0].strip()})" if places else ""
+    return message.strip().replace("\n", "\n    ") + place

@@ -1,0 +1,151 @@
+"""A gRPC client of one Tandem server, for the commands."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from tandem.errors import TandemError
+from tandem.messages import LaneReply, LaneRequest, decoder, encode
+
+_DTYPES: dict[str, type] = {
+    **dict.fromkeys(("text_input", "messages", "stop_words"), np.object_),
+    **dict.fromkeys(("max_tokens", "min_tokens", "top_k"), np.int32),
+    **dict.fromkeys(("temperature", "top_p", "min_p"), np.float32),
+    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), np.float32),
+    **dict.fromkeys(("stream", "ignore_eos"), np.bool_),
+    "seed": np.uint64,
+    "lane_request": np.uint8,
+}
+_CALL_TIMEOUT_S = 5.0
+_SILENCE_TIMEOUT_S = 330.0
+"""Between two responses; a deployment's own deadline of a request, 300 s, comes first."""
+
+_lane_reply: msgspec.msgpack.Decoder[LaneReply] = decoder(LaneReply)
+
+
+class Client:
+    """``with Client("127.0.0.1:8001") as client:``; every failure is a ``TandemError`` that names the address."""
+
+    def __init__(self, url: str) -> None:
+        if "://" in url:
+            raise TandemError(
+                "invalid_request", f"--url: {url!r} is no gRPC address; expected host:port, e.g. 127.0.0.1:8001"
+            )
+        self.url = url
+        self._client = triton.InferenceServerClient(url)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+    def models(self) -> dict[str, str]:
+        """Name → state of every model that the server knows.
+
+        Raises:
+            TandemError: ``not_found``, when no server answers.
+        """
+        try:
+            index = self._client.get_model_repository_index(client_timeout=_CALL_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise self._failure(error) from error
+        return {model.name: model.state or "UNKNOWN" for model in index.models}
+
+    def is_worker(self, model: str) -> bool:
+        """Whether a model takes lane messages."""
+        try:
+            metadata = self._client.get_model_metadata(model, client_timeout=_CALL_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise self._failure(error) from error
+        return any(tensor.name == "lane_request" for tensor in metadata.inputs)
+
+    def call(self, worker: str, request: LaneRequest) -> LaneReply:
+        """One lane message to a worker, and its reply.
+
+        Raises:
+            TandemError: the worker does not answer within 5 s.
+        """
+        inputs = {"lane_request": np.frombuffer(encode(request), dtype=np.uint8)}
+        for response in self.stream(worker, inputs, silence_s=_CALL_TIMEOUT_S):
+            if "lane_reply" in response:
+                return _lane_reply.decode(bytes(response["lane_reply"]))
+        raise TandemError("worker_lost", f"worker {worker!r} at {self.url} gave no reply")
+
+    def stream(
+        self, model: str, inputs: dict[str, Any], *, silence_s: float = _SILENCE_TIMEOUT_S
+    ) -> Iterator[dict[str, Any]]:
+        """The responses to one request, as name → value (a scalar where there is one, else an array).
+
+        Raises:
+            TandemError: no server answers, the request is refused, or nothing comes for ``silence_s``.
+        """
+        responses: queue.Queue[tuple[triton.InferResult | None, InferenceServerException | None]] = queue.Queue()
+        self._client.stop_stream(cancel_requests=True)
+        self._client.start_stream(lambda result, error: responses.put((result, error)))
+        tensors = [_to_tensor(name, value) for name, value in inputs.items()]
+        self._client.async_stream_infer(model, tensors, enable_empty_final_response=True)
+        while True:
+            result, error = _next(responses, silence_s, self.url)
+            if error is not None:
+                raise self._failure(error) from error
+            assert result is not None
+            yield _to_values(result)
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                return
+
+    def _failure(self, error: InferenceServerException) -> TandemError:
+        """A failed call as a sentence."""
+        status, text = str(error.status() or ""), str(error.message() or error)
+        if "UNAVAILABLE" in status and "[" not in text[:1]:
+            return TandemError(
+                "not_found", f"no server answers at {self.url}; start one with: tandem serve deployments/local.toml"
+            )
+        return TandemError("invalid_request" if "INVALID_ARGUMENT" in status else "engine_failed", text)
+
+
+def _next(
+    responses: queue.Queue[tuple[triton.InferResult | None, InferenceServerException | None]],
+    silence_s: float,
+    url: str,
+) -> tuple[triton.InferResult | None, InferenceServerException | None]:
+    """The next response; waits in short steps, since a long wait would hold up Ctrl-C."""
+    deadline = time.monotonic() + silence_s
+    while time.monotonic() < deadline:
+        try:
+            return responses.get(timeout=0.2)
+        except queue.Empty:
+            continue
+    raise TandemError("deadline_exceeded", f"the server at {url} said nothing for {silence_s:.0f} s")
+
+
+def _to_tensor(name: str, value: Any) -> triton.InferInput:
+    """A value as a tensor of shape [1, n]."""
+    values = value if isinstance(value, list | np.ndarray) else [value]
+    if _DTYPES[name] is np.object_:
+        values = [text.encode() for text in values]
+    array: np.ndarray[Any, np.dtype[Any]] = np.array([values], dtype=_DTYPES[name])
+    tensor = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _to_values(result: triton.InferResult) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for output in result.get_response().outputs:
+        array = result.as_numpy(output.name).reshape(-1)
+        value = array.item() if array.size == 1 else array
+        values[output.name] = value.decode() if isinstance(value, bytes) else value
+    return values

@@ -1,0 +1,63 @@
+"""``tandem serve``: a deployment, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.panel import Panel
+
+from tandem.cli.terminal import Interrupted, errors, output, showing_progress
+from tandem.deployment import load_deployment, override
+from tandem.errors import TandemError
+from tandem.triton.server import TritonServer
+from tandem.triton.server_log import ServerLog
+
+PortOption = typer.Option(min=0, max=65535, help="Instead of the deployment's; 0 picks a free one.")
+
+
+def serve(
+    deployment: Annotated[Path, typer.Argument(help="The deployment file, e.g. deployments/local.toml.")],
+    http_port: Annotated[int | None, PortOption] = None,
+    grpc_port: Annotated[int | None, PortOption] = None,
+    metrics_port: Annotated[int | None, PortOption] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = None,
+) -> None:
+    """Serve a deployment until Ctrl-C."""
+    plan = override(
+        load_deployment(deployment), http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, host=host
+    )
+    try:
+        with contextlib.ExitStack() as stack:
+            with showing_progress("Starting") as progress:
+                server = stack.enter_context(TritonServer(plan, progress=progress))
+            stack.callback(errors.print, "Stopping …")
+            output.print(_panel(server))
+            status = server.wait()
+            raise TandemError("engine_failed", ServerLog(server.log_file).why_ended(status))
+    except Interrupted:
+        return  # the way to end it
+
+
+def _panel(server: TritonServer) -> Panel:
+    """What somebody needs to know who wants to use the server."""
+    workers = ", ".join(f"{w.name} ({w.engine}, {w.device})" for w in server.deployment.worker)
+    example = (
+        f"curl -N {server.http_url}/v2/models/llm/generate_stream \\\n"
+        """  -d '{"text_input": "The capital of France is", "max_tokens": 32, "stream": true}'"""
+    )
+    lines = [
+        f"HTTP     {server.http_url}",
+        f"gRPC     {server.grpc_url}",
+        f"Metrics  {server.metrics_url}",
+        f"Workers  {workers}",
+        f"Model    {server.deployment.model.path} ({server.deployment.model.dtype})",
+        f"Logs     {server.log_file.parent}",
+        "",
+        example,
+        "",
+        f'tandem generate "…" --url {server.grpc_url}      tandem status --url {server.grpc_url}',
+    ]
+    return Panel("\n".join(lines), title=f"Tandem: {server.deployment.name} is ready", expand=False, title_align="left")

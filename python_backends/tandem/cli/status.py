@@ -1,0 +1,59 @@
+"""``tandem status``: workers, load and KV use of a running server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tandem.cli.client import Client
+from tandem.cli.terminal import output, size
+from tandem.errors import TandemError
+from tandem.messages import Hello, HelloReply, LaneReply, Refused
+
+
+def status(
+    url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+) -> None:
+    """Show the workers of a running server, their load and their KV cache."""
+    with Client(url) as client:
+        models = client.models()
+        workers = [name for name, state in models.items() if state == "READY" and client.is_worker(name)]
+        table = Table("worker", "stage", "engine", "queued", "running", "KV blocks used", "handles held", "KV pulled")
+        for column in table.columns[3:]:
+            column.justify = "right"
+        for worker in sorted(workers):
+            table.add_row(*_row(worker, _greet(client, worker)))
+    ready = sorted(name for name, state in models.items() if state == "READY" and name not in workers)
+    missing = sorted(name for name, state in models.items() if state != "READY")
+    output.print(f"Server {url}: {', '.join(ready)} ready")
+    output.print(table)
+    if missing:
+        raise TandemError("engine_failed", f"not ready: {', '.join(f'{name} ({models[name]})' for name in missing)}")
+
+
+def _greet(client: Client, worker: str) -> LaneReply:
+    """Who the worker is and how it does, or why it does not say."""
+    try:
+        return client.call(worker, Hello())
+    except TandemError as error:
+        return Refused(code=error.code, message=error.message)
+
+
+def _row(worker: str, reply: LaneReply) -> list[str]:
+    if not isinstance(reply, HelloReply):
+        reason = reply.message if isinstance(reply, Refused) else f"unexpected reply: {type(reply).__name__}"
+        return [worker, f"[red]{reason}[/red]"]
+    who, load = reply.worker, reply.load
+    share = load.blocks_used / load.blocks_total if load.blocks_total else 0.0
+    return [
+        worker,
+        who.stage,
+        f"{who.engine} ({who.kv.dtype})",
+        f"{load.queued:,}",
+        f"{load.running:,} / {who.max_batch_size:,}",
+        f"{load.blocks_used:,} / {load.blocks_total:,} ({share:.0%})",
+        f"{load.handles_held:,}",
+        f"{size(load.bytes_pulled)} in {load.pulls:,}",
+    ]
