@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,12 +134,26 @@ def load_deployment(path: Path) -> Deployment:
     try:
         if path.suffix == ".json":
             return msgspec.json.decode(data, type=Deployment)
-        deployment = msgspec.toml.decode(data, type=Deployment)
-    except msgspec.DecodeError as error:
+        content = msgspec.toml.decode(data)
+        deployment = msgspec.convert(content, Deployment)
+    except msgspec.ValidationError as error:
+        raise TandemError("invalid_request", f"{path}: {_locate(str(error), content)}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
     model_path = str((path.parent / deployment.model.path).resolve())
     return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
+
+
+def _locate(problem: str, content: Any) -> str:
+    """A problem that msgspec found, with the field first and its value: ``worker[0].device: 'gpu': Expected …``."""
+    what, _, place = problem.partition(" - at `$.")
+    place = place.rstrip("`")
+    value = content
+    for name, index in re.findall(r"(\w+)|\[(\d+)\]", place):
+        value = value[int(index) if index else name]
+    shown = "" if isinstance(value, dict | list) else f" {value!r}:"
+    return f"{place}:{shown} {what}" if place else what
 
 
 def _check(path: Path, deployment: Deployment) -> None:

@@ -28,7 +28,7 @@ def handle_key() -> bytes:
 
 
 @pytest.fixture(scope="session")
-def server(deployment: Deployment, handle_key: bytes) -> Iterator[TritonServer]:
+def server(deployment: Deployment) -> Iterator[TritonServer]:
     """One server for all tests of the session; ``server.http_url``, ``.grpc_url``, ``.metrics_url``, ``.ports``."""
     with TritonServer(deployment) as running:
         yield running

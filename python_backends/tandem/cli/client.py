@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -96,7 +97,9 @@ class Client:
         self._client.stop_stream(cancel_requests=True)
         self._client.start_stream(lambda result, error: responses.put((result, error)))
         tensors = [_to_tensor(name, value) for name, value in inputs.items()]
-        self._client.async_stream_infer(model, tensors, enable_empty_final_response=True)
+        # Where no server answers this raises that the stream is broken; why it is comes as the first response.
+        with suppress(InferenceServerException):
+            self._client.async_stream_infer(model, tensors, enable_empty_final_response=True)
         while True:
             result, error = _next(responses, silence_s, self.url)
             if error is not None:

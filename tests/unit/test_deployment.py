@@ -1,0 +1,143 @@
+"""The deployment file: read whole, or refused with the field, its value's place and what was expected."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem.deployment import Deployment, Model, Server, Worker, load_deployment, override, to_json
+from tandem.errors import TandemError
+
+MINIMAL = """
+name = "d"
+[model]
+path = "models/tiny"
+[[worker]]
+name = "prefill_0"
+stage = "prefill"
+[[worker]]
+name = "decode_0"
+stage = "decode"
+"""
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def load(directory: Path, text: str) -> Deployment:
+    path = directory / "d.toml"
+    path.write_text(text)
+    return load_deployment(path)
+
+
+def refusal(directory: Path, text: str) -> str:
+    with pytest.raises(TandemError) as caught:
+        load(directory, text)
+    assert caught.value.code == "invalid_request"
+    assert "d.toml" in caught.value.message
+    return caught.value.message
+
+
+def test_the_local_deployment_is_one_worker_of_each_stage() -> None:
+    deployment = load_deployment(REPOSITORY / "deployments" / "local.toml")
+    assert [(w.name, w.stage) for w in deployment.worker] == [("prefill_0", "prefill"), ("decode_0", "decode")]
+    assert (deployment.server.http_port, deployment.server.grpc_port, deployment.server.metrics_port) == (
+        8000,
+        8001,
+        8002,
+    )
+    assert deployment.server.host == "127.0.0.1"
+
+
+def test_model_path_is_relative_to_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL).model.path == str(tmp_path / "models" / "tiny")
+    absolute = MINIMAL.replace("models/tiny", "/somewhere/tiny")
+    assert load(tmp_path, absolute).model.path == "/somewhere/tiny"
+
+
+def test_resolved_copy_is_read_back_as_it_was(tmp_path: Path) -> None:
+    deployment = load(tmp_path, MINIMAL)
+    copy = tmp_path / "elsewhere.json"
+    copy.write_bytes(to_json(deployment))
+    assert load_deployment(copy) == deployment
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "expected"),
+    [
+        ('name = "d"', "", ["`name`"]),
+        ('name = "d"', 'name = "D d"', ["name: 'D d': "]),
+        ('path = "models/tiny"', "", ["model: ", "`path`"]),
+        ('path = "models/tiny"', 'path = "m"\ndtype = "int8"', ["model.dtype: 'int8': "]),
+        ('path = "models/tiny"', 'path = "m"\nmax_model_len = 0', ["model.max_model_len: 0: ", ">= 1"]),
+        ('stage = "prefill"', 'stage = "read"', ["worker[0].stage: 'read': "]),
+        ('stage = "decode"', 'stage = "decode"\nthread = 2', ["worker[1]: ", "`thread`"]),
+        ('stage = "decode"', 'stage = "decode"\nthreads = "2"', ["worker[1].threads: '2': ", "`int", "`str`"]),
+        ('stage = "prefill"', 'stage = "prefill"\nkv_memory = "1GB"', ["worker[0].kv_memory: '1GB': ", "GiB"]),
+        ('stage = "prefill"', 'stage = "prefill"\ndevice = "gpu"', ["worker[0].device: 'gpu': ", "cpu|cuda"]),
+        ("[model]", "[server]\nhttp_port = 70000\n[model]", ["server.http_port: 70000: ", "<= 65535"]),
+        ("[model]", "[kv]\nlease_s = 0.0\n[model]", ["kv.lease_s: 0.0: ", "> 0"]),
+        ("[model]", "model = 3\n[mode]", ["model: 3: "]),
+        ("[model]", "[speed]\nfast = true\n[model]", ["`speed`"]),
+        ('name = "decode_0"', 'name = "prefill_0"', ["worker.name", "'prefill_0'", "twice"]),
+        ('name = "decode_0"', 'name = "llm"', ["worker.name", "'llm'"]),
+        ('stage = "prefill"', 'stage = "decode"', ['stage = "prefill"']),
+        ('stage = "decode"', 'stage = "prefill"', ['stage = "decode"']),
+        ("[model]", "[model", ["d.toml"]),
+    ],
+)
+def test_refusals_name_the_field(tmp_path: Path, line: str, replacement: str, expected: list[str]) -> None:
+    assert line in MINIMAL
+    message = refusal(tmp_path, MINIMAL.replace(line, replacement, 1))
+    for text in expected:
+        assert text in message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TandemError, match=r"cannot read the deployment file .*absent\.toml: No such file"):
+        load_deployment(tmp_path / "absent.toml")
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TandemError, match=r"d\.toml"):
+        load_deployment(path)
+
+
+def test_override_replaces_only_what_is_given() -> None:
+    deployment = Deployment(name="d", model=Model(path="m"), worker=[], server=Server(http_port=1, grpc_port=2))
+    changed = override(deployment, http_port=0, grpc_port=None, host="0.0.0.0")
+    assert changed.server == Server(host="0.0.0.0", http_port=0, grpc_port=2)
+    assert deployment.server.http_port == 1
+
+
+@given(st.integers(1, 10_000), st.sampled_from([("KiB", 10), ("MiB", 20), ("GiB", 30)]))
+def test_kv_memory_in_bytes(number: int, unit: tuple[str, int]) -> None:
+    worker = Worker(name="w", stage="decode", kv_memory=f"{number}{unit[0]}")
+    assert worker.kv_bytes == number * 2 ** unit[1]
+
+
+def test_cores_are_shared_out_evenly_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    workers = [Worker(name="a", stage="prefill"), Worker(name="b", stage="decode", threads=5)]
+    deployment = Deployment(name="d", model=Model(path="m"), worker=workers)
+    assert [deployment.threads_of(worker) for worker in workers] == [3, 5]
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert deployment.threads_of(workers[0]) == 1
+
+
+def test_workers_are_found_by_name_and_stage(tmp_path: Path) -> None:
+    deployment = load(tmp_path, MINIMAL)
+    assert [w.name for w in deployment.workers("decode")] == ["decode_0"]
+    assert deployment.find_worker("prefill_0").stage == "prefill"
+    with pytest.raises(TandemError, match="'decode_7' is not in the deployment; it has prefill_0, decode_0") as caught:
+        deployment.find_worker("decode_7")
+    assert caught.value.code == "not_found"
+
+
+def test_sections_are_immutable(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        load(tmp_path, MINIMAL).model.path = "x"  # type: ignore[misc]
+    assert msgspec.json.decode(to_json(load(tmp_path, MINIMAL)))["kv"]["block_size"] == 16
