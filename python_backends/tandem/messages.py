@@ -336,7 +336,7 @@ class KvHandle(Message, frozen=True, kw_only=True):
 
 
 class Reading(Message, tag="reading", frozen=True, kw_only=True):
-    """A pull has begun: its confirmation follows soon. Needs no answer and may get lost."""
+    """The last read of a pull has begun: its confirmation follows soon. Needs no answer and may get lost."""
 
     lease_id: int
 
