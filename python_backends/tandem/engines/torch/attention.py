@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tandem.engines.torch.config import ModelConfig
 from tandem.engines.torch.kv_cache import KvCache
 
 CHUNK = 64
@@ -22,13 +21,12 @@ CHUNK = 64
 class Attention(Protocol):
     """Attention of one step; the step's keys and values are in the cache already."""
 
-    def __call__(self, layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+    def __call__(self, layer: int, groups: Tensor) -> Tensor:
         """One layer.
 
         Args:
             layer: its index.
-            queries: [tokens, heads, head_dim], rotated.
-            keys_values: [tokens, 2 * kv_heads, head_dim] of the same tokens.
+            groups: [tokens, kv_heads, group_size + 2, head_dim]: queries, rotated and scaled; key; value.
 
         Returns:
             [tokens, heads * head_dim].
@@ -50,19 +48,17 @@ class Span:
 class PrefillAttention:
     """Each sequence by itself, CHUNK query tokens at a time against all keys up to them."""
 
-    def __init__(self, config: ModelConfig, cache: KvCache, spans: list[Span], dtype: torch.dtype) -> None:
+    def __init__(self, cache: KvCache, spans: list[Span], dtype: torch.dtype) -> None:
         self._cache, self._spans = cache, spans
-        self._kv_heads, self._group, self._head_dim = config.num_kv_heads, config.group_size, config.head_dim
-        self._scale = 1.0 / math.sqrt(config.head_dim)
-        device = cache.device
-        self._causal = torch.full((CHUNK, CHUNK), -math.inf, dtype=dtype, device=device).triu(1)
+        self._causal = torch.full((CHUNK, CHUNK), -math.inf, dtype=dtype, device=cache.device).triu(1)
 
-    def __call__(self, layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+    def __call__(self, layer: int, groups: Tensor) -> Tensor:
         """As in ``Attention``."""
+        queries = groups[:, :, :-2]
         out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
         for span in self._spans:
             rows = slice(span.first, span.end)
-            keys, values = self._keys_values(layer, span, keys_values[rows])
+            keys, values = self._keys_values(layer, span, groups[rows, :, -2:])
             self._attend(queries[rows], keys, values, span.cached, out[rows])
         return out.flatten(1)
 
@@ -72,20 +68,19 @@ class PrefillAttention:
             keys, values = self._cache.read(layer, span.pieces, 1)
             tokens = span.cached + span.end - span.first
             return keys[:, :tokens], values[:, :tokens]
-        both = fresh.transpose(0, 1).contiguous()
-        return both[: self._kv_heads], both[self._kv_heads :]
+        keys, values = fresh.permute(2, 1, 0, 3).contiguous().unbind()
+        return keys, values
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, cached: int, out: Tensor) -> None:
-        """``queries`` and ``out``: [tokens, heads, head_dim]."""
-        shape = (queries.shape[0], self._kv_heads, self._group, self._head_dim)
-        queries = queries.view(shape).permute(1, 2, 0, 3)
-        out = out.view(shape).permute(1, 2, 0, 3)
-        for first in range(0, shape[0], CHUNK):
-            chunk = (queries[:, :, first : first + CHUNK] * self._scale).contiguous()
+        """``queries`` and ``out``: [tokens, kv_heads, group_size, head_dim]."""
+        queries, out = queries.permute(1, 2, 0, 3), out.permute(1, 2, 0, 3)
+        heads, group, tokens, _ = queries.shape
+        for first in range(0, tokens, CHUNK):
+            chunk = queries[:, :, first : first + CHUNK].contiguous()
             rows = chunk.shape[2]
             end = cached + first + rows
             scores = torch.bmm(chunk.flatten(1, 2), keys[:, :end].transpose(1, 2))
-            scores.view(self._kv_heads, self._group, rows, end)[..., end - rows :].add_(self._causal[:rows, :rows])
+            scores.view(heads, group, rows, end)[..., end - rows :].add_(self._causal[:rows, :rows])
             result = torch.bmm(torch.softmax(scores, -1), values[:, :end])
             out[:, :, first : first + rows] = result.view(chunk.shape)
 
@@ -104,19 +99,21 @@ class Group:
 class DecodeAttention:
     """One query token per sequence, groups of similarly long sequences at a time."""
 
-    def __init__(self, config: ModelConfig, cache: KvCache, groups: list[Group]) -> None:
+    def __init__(self, cache: KvCache, groups: list[Group]) -> None:
         self._cache, self._groups = cache, groups
-        self._shape = (-1, config.group_size, config.head_dim)
-        self._scale = 1.0 / math.sqrt(config.head_dim)
 
-    def __call__(self, layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:  # noqa: ARG002 - all in the cache
+    def __call__(self, layer: int, groups: Tensor) -> Tensor:
         """As in ``Attention``."""
-        parts = [self._attend(layer, group, queries[group.first : group.end]) for group in self._groups]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        queries = groups.flatten(0, 1)[:, :-2]  # [sequences * kv_heads, group_size, head_dim]
+        if len(self._groups) == 1:
+            out = self._attend(layer, self._groups[0], queries)
+        else:
+            heads = groups.shape[1]
+            parts = [queries[g.first * heads : g.end * heads] for g in self._groups]
+            out = torch.cat([self._attend(layer, g, part) for g, part in zip(self._groups, parts, strict=True)])
+        return out.view(groups.shape[0], -1)
 
     def _attend(self, layer: int, group: Group, queries: Tensor) -> Tensor:
-        sequences = queries.shape[0]
-        keys, values = self._cache.read(layer, group.pieces, sequences)
-        scores = torch.bmm(queries.reshape(self._shape), keys.transpose(1, 2))
-        scores = torch.add(group.mask, scores, alpha=self._scale)
-        return torch.bmm(torch.softmax(scores, -1), values).view(sequences, -1)
+        keys, values = self._cache.read(layer, group.pieces, group.end - group.first)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).add_(group.mask)
+        return torch.bmm(torch.softmax(scores, -1), values)

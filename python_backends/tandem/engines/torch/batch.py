@@ -65,7 +65,7 @@ class BatchBuilder:
             np.concatenate(positions),
             np.concatenate(blocks),
             torch.tensor(ends, device=self._cache.device) - 1,
-            PrefillAttention(self._config, self._cache, spans, self._dtype),
+            PrefillAttention(self._cache, spans, self._dtype),
         )
 
     def decode(self, sequences: list[Sequence]) -> Batch:
@@ -82,7 +82,7 @@ class BatchBuilder:
             lengths - 1,
             last_blocks,
             None,
-            DecodeAttention(self._config, self._cache, groups),
+            DecodeAttention(self._cache, groups),
         )
 
     def _batch(

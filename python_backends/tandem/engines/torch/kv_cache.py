@@ -11,6 +11,7 @@ serves all layers and is computed once per step.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -39,8 +40,8 @@ class KvCache:
         heads = 2 * self._heads
         self._slots_of = [slots[layer * heads * block_size :] for layer in range(self._layers)]
         self._pieces_of = [pieces[layer * heads :] for layer in range(self._layers)]
-        self._head_index = torch.arange(heads, device=device)
-        self._side_head_index = self._head_index.view(2, 1, self._heads, 1)
+        self._piece_of = torch.arange(heads, device=device).view(2, self._heads)
+        """Of a block's pieces in one layer: which holds keys (0) or values (1) of which head."""
 
     @property
     def address(self) -> int:
@@ -50,10 +51,10 @@ class KvCache:
     def slot_index(self, block_ids: Tensor, offsets: Tensor) -> Tensor:
         """For ``write``: slots of the tokens at ``offsets`` in ``block_ids``, int64 [tokens] each.
 
-        Returns int64 [tokens * 2 * kv_heads].
+        Returns int64 [tokens, kv_heads, 2].
         """
-        heads = block_ids.unsqueeze(1) * (self._layers * 2 * self._heads) + self._head_index
-        return (heads * self.block_size + offsets.unsqueeze(1)).flatten()
+        pieces = block_ids.view(-1, 1, 1) * (self._layers * 2 * self._heads) + self._piece_of.T
+        return pieces * self.block_size + offsets.view(-1, 1, 1)
 
     def piece_index(self, tables: Tensor) -> Tensor:
         """For ``read``: pieces of block tables, int64 [sequences, blocks].
@@ -61,16 +62,16 @@ class KvCache:
         Returns int64 [2 * sequences * kv_heads * blocks].
         """
         blocks = tables[None, :, None, :] * (self._layers * 2 * self._heads)
-        return (blocks + self._side_head_index).flatten()
+        return (blocks + self._piece_of.view(2, 1, -1, 1)).flatten()
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
-        """Store ``keys_values`` [tokens, 2 * kv_heads, head_dim] (keys first) into ``slot_index`` slots."""
-        self._slots_of[layer].index_copy_(0, slots, keys_values.reshape(-1, self._head_dim))
+        """Store ``keys_values`` [tokens, kv_heads, 2, head_dim] into ``slot_index`` slots."""
+        self._slots_of[layer].index_put_((slots,), keys_values)
 
     def read(self, layer: int, pieces: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
         """Keys and values of ``piece_index`` pieces, each [sequences * kv_heads, blocks * block_size, head_dim]."""
         gathered = self._pieces_of[layer].index_select(0, pieces)
-        keys, values = gathered.view(2, sequences * self._heads, -1, self._head_dim)
+        keys, values = gathered.view(2, sequences * self._heads, -1, self._head_dim).unbind()
         return keys, values
 
 
@@ -89,6 +90,10 @@ def blocks_that_fit(kv_bytes: int, block_bytes: int) -> int:
 
 def _allocate(num_bytes: int, device: torch.device) -> Tensor:
     """Zeroed bytes; on CPU page-aligned, so that they can be registered for transfers."""
-    if device.type == "cpu":
-        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
-    return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    if device.type != "cpu":
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from tandem.engines.torch.batch import Batch
 from tandem.engines.torch.config import ModelConfig
 from tandem.engines.torch.kv_cache import KvCache
-from tandem.engines.torch.rotary import rotate, rotation_table
+from tandem.engines.torch.rotary import group_factors, rotate, rotation_table
 from tandem.engines.torch.weights import LayerWeights, ModelWeights
 
 
@@ -25,27 +25,26 @@ class LlamaModel:
     def forward(self, batch: Batch) -> Tensor:
         """Logits [sequences, vocab_size] of the token after each sequence, in the engine's dtype."""
         x = functional.embedding(batch.token_ids, self._weights.embedding)
-        rotation = self._rotations.index_select(0, batch.positions)
+        factors = group_factors(self._rotations.index_select(0, batch.positions), self._config)
         last = len(self._weights.layers) - 1
         for i, layer in enumerate(self._weights.layers):
-            x = self._attend(i, layer, x, rotation, batch)
+            x = self._attend(i, layer, x, factors, batch)
             if i == last and batch.last_rows is not None:
                 x = x.index_select(0, batch.last_rows)  # nothing after this looks at other rows
-            x = self._mlp(layer, x)
+            x = self._feed_forward(layer, x)
         return self._weights.head(self._weights.final_norm(x))
 
-    def _attend(self, i: int, layer: LayerWeights, x: Tensor, rotation: Tensor, batch: Batch) -> Tensor:
+    def _attend(self, i: int, layer: LayerWeights, x: Tensor, factors: Tensor, batch: Batch) -> Tensor:
         """The attention half of a block, residual included. ``x``: [tokens, hidden]."""
         c = self._config
-        qkv = layer.qkv(layer.attention_norm(x)).view(x.shape[0], -1, c.head_dim)
-        queries_keys = qkv[:, : c.num_heads + c.num_kv_heads]
-        normed = queries_keys if layer.head_norm is None else layer.head_norm(queries_keys)
-        queries_keys.copy_(rotate(normed, rotation))
-        queries, keys_values = qkv[:, : c.num_heads], qkv[:, c.num_heads :]
-        self._cache.write(i, batch.slots, keys_values)
-        return layer.attention_out.plus(batch.attention(i, queries, keys_values), x)
+        groups = layer.qkv(layer.attention_norm(x)).view(-1, c.num_kv_heads, c.group_size + 2, c.head_dim)
+        if layer.head_norm is not None:
+            groups[:, :, :-1] = layer.head_norm(groups[:, :, :-1])
+        groups = rotate(groups, factors)
+        self._cache.write(i, batch.slots, groups[:, :, -2:])
+        return layer.attention_out.plus(batch.attention(i, groups), x)
 
-    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+    def _feed_forward(self, layer: LayerWeights, x: Tensor) -> Tensor:
         """The feed-forward half of a block, residual included. ``x``: [tokens, hidden]."""
         gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
         return layer.down.plus(functional.silu(gate).mul_(up), x)

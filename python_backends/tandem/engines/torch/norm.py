@@ -11,8 +11,8 @@ from torch import Tensor
 class RmsNorm:
     """x → x / sqrt(mean(x²) + eps) · weight, over the last dimension.
 
-    With n = |x|, that is x / hypot(n, sqrt(size·eps)) · weight·sqrt(size): four operations instead of the eight that
-    ``torch.rms_norm`` takes on CPU, where at a few rows each costs as much as the arithmetic.
+    With n = |x|, that is x · (weight·sqrt(size)) / hypot(n, sqrt(size·eps)): fewer operations than ``torch.rms_norm``
+    takes on CPU, where at a few rows each costs more than its arithmetic.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -23,6 +23,5 @@ class RmsNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x``: [..., size], any dtype; returns the same shape and dtype."""
-        wide = x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return (wide / torch.hypot(length, self._floor)).mul_(self._weight).to(x.dtype)
+        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32).hypot_(self._floor)
+        return torch.mul(x, self._weight).div_(length).to(x.dtype)

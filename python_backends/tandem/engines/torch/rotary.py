@@ -15,13 +15,13 @@ from tandem.engines.torch.config import Llama3Rope, ModelConfig
 
 
 def rotation_table(config: ModelConfig, length: int, device: torch.device) -> Tensor:
-    """cos + i·sin of every position and pair: complex64 [length, 1, head_dim / 2]. https://arxiv.org/abs/2104.09864"""
+    """cos + i·sin of every position and pair: complex64 [length, head_dim / 2]. https://arxiv.org/abs/2104.09864"""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = _scale(frequencies, config.rope_scaling)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    return torch.polar(torch.ones_like(angles), angles).unsqueeze(1).to(device)
+    return torch.polar(torch.ones_like(angles), angles).to(device)
 
 
 def _scale(frequencies: Tensor, rope: Llama3Rope) -> Tensor:
@@ -34,10 +34,27 @@ def _scale(frequencies: Tensor, rope: Llama3Rope) -> Tensor:
     return frequencies * blend + frequencies / rope.factor * (1.0 - blend)
 
 
-def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn ``heads`` [tokens, heads, head_dim] by ``rotation`` [tokens, 1, head_dim / 2]; returns fp32."""
-    pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
+def group_factors(rotations: Tensor, config: ModelConfig) -> Tensor:
+    """What to multiply a whole group of heads with, once per step, so that a layer needs one product for all.
+
+    Queries are turned and divided by sqrt(head_dim), attention's scale; keys are turned; values stay.
+
+    Args:
+        rotations: rows of ``rotation_table``, [tokens, head_dim / 2].
+
+    Returns:
+        complex64 [tokens, 1, group_size + 2, head_dim / 2].
+    """
+    factors = rotations.unsqueeze(1).repeat(1, config.group_size + 2, 1)
+    factors[:, :-2] /= math.sqrt(config.head_dim)
+    factors[:, -1] = 1.0
+    return factors.unsqueeze(1)
+
+
+def rotate(groups: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the pairs of ``groups`` [tokens, kv_heads, group_size + 2, head_dim] by ``group_factors``, in fp32."""
+    pairs = groups.float().view(torch.complex64)
+    return (pairs * factors).view(torch.float32).to(groups.dtype)
 
 
 def interleave(weight: Tensor, num_heads: int) -> Tensor:

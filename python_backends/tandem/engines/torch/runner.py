@@ -11,6 +11,7 @@ from tandem.deployment import Deployment, Worker
 from tandem.engines.base import LoadingSink
 from tandem.engines.torch.batch import Batch, BatchBuilder
 from tandem.engines.torch.config import ModelConfig, read_config
+from tandem.engines.torch.huge_pages import collapse_private_memory
 from tandem.engines.torch.kv_cache import KvCache, blocks_that_fit
 from tandem.engines.torch.model import LlamaModel
 from tandem.engines.torch.sampler import Choice, choose
@@ -65,6 +66,8 @@ def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) ->
     loading("weights", 0.0)
     weights = load_weights(config, Checkpoint(model_dir, dtype, device), lambda done: loading("weights", done))
     model = LlamaModel(config, weights, cache, max_model_len(deployment, config))
+    if device.type == "cpu":
+        collapse_private_memory()
     return ModelRunner(config, model, cache, BatchBuilder(config, cache, dtype), weights.num_bytes)
 
 

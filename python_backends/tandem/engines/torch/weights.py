@@ -25,9 +25,9 @@ class LayerWeights:
 
     attention_norm: RmsNorm
     qkv: Linear
-    """hidden → [query heads, key heads, value heads], one after another."""
+    """hidden → for each KV head in turn: its query heads, its key, its value."""
     head_norm: RmsNorm | None
-    """Over every query and key head (Qwen3)."""
+    """Over the queries and the key of each KV head (Qwen3)."""
     attention_out: Linear
     mlp_norm: RmsNorm
     gate_up: Linear
@@ -147,24 +147,28 @@ class _LayerReader:
         return RmsNorm(weight, self._config.rms_eps)
 
     def _head_norm(self) -> RmsNorm | None:
-        """Queries and keys have one weight each; they are stacked, a row for every head."""
+        """Queries and keys have one weight each; they are stacked, a row for every head of a group."""
         c = self._config
         names = [f"{self._prefix}self_attn.{x}_norm.weight" for x in "qk"]
         if names[0] not in self._checkpoint:
             return None
         q, k = (interleave(self._checkpoint.read(name, (c.head_dim,)), 1) for name in names)
-        return RmsNorm(torch.cat([q.expand(c.num_heads, -1), k.expand(c.num_kv_heads, -1)]), c.rms_eps)
+        return RmsNorm(torch.cat([q.expand(c.group_size, -1), k.unsqueeze(0)]), c.rms_eps)
 
     def _qkv(self) -> Linear:
         c = self._config
         parts, biases = [], []
         for x, heads in ("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads):
             weight, bias = self._parts(f"self_attn.{x}_proj", heads * c.head_dim, c.hidden_size)
-            rotated = x != "v"
-            parts.append(interleave(weight, heads) if rotated else weight)
+            parts.append(self._by_kv_head(weight, heads, x))
             if bias is not None:
-                biases.append(interleave(bias, heads) if rotated else bias)
-        return make_linear(torch.cat(parts), torch.cat(biases) if biases else None)
+                biases.append(self._by_kv_head(bias, heads, x))
+        return make_linear(_join(parts), _join(biases) if biases else None)
+
+    def _by_kv_head(self, rows: Tensor, heads: int, x: str) -> Tensor:
+        """[kv_heads, heads of x per KV head * head_dim, ...], rotary pairs side by side."""
+        paired = rows if x == "v" else interleave(rows, heads)
+        return paired.reshape(self._config.num_kv_heads, -1, *rows.shape[1:])
 
     def _gate_up(self) -> Linear:
         c = self._config
@@ -178,6 +182,11 @@ class _LayerReader:
     def _parts(self, name: str, out: int, into: int) -> tuple[Tensor, Tensor | None]:
         weight = self._checkpoint.read(f"{self._prefix}{name}.weight", (out, into))
         return weight, self._checkpoint.read_bias(f"{self._prefix}{name}.bias", out)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Concatenate KV head by KV head."""
+    return torch.cat(parts, dim=1).flatten(0, 1)
 
 
 def _bytes_per_token(config: ModelConfig, head: Tensor) -> int:
