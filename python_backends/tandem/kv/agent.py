@@ -24,12 +24,8 @@ log = logging.getLogger(__name__)
 
 Memory = Literal["DRAM", "VRAM"]
 
-_DEFAULTS = {
-    # One process_vm_readv for 8 MiB, not for 512 KiB: with huge pages 0.9 of memcpy, not 0.75.
-    "UCX_CMA_SEG_SIZE": "8m",
-    "NIXL_LOG_LEVEL": "WARN",
-}
-"""Set where the user has not. UCX_TLS stays free: shared memory here, RDMA or TCP to other hosts."""
+_SEGMENT = "8m"
+"""UCX_CMA_SEG_SIZE, bytes per process_vm_readv: with huge pages 0.9 of memcpy, at UCX's own 512 KiB 0.75."""
 
 _note_decoder: msgspec.msgpack.Decoder[TransferNote] = decoder(TransferNote)
 
@@ -63,8 +59,7 @@ class Agent:
         self, name: str, address: int, block_bytes: int, num_blocks: int, memory: Memory, device_id: int
     ) -> None:
         """Registers ``num_blocks`` blocks of ``block_bytes`` from ``address`` on; the memory must outlive the agent."""
-        for variable, value in _DEFAULTS.items():
-            os.environ.setdefault(variable, value)
+        _set_environment()
         from nixl_cu13._api import nixl_agent, nixl_agent_config  # slow, and only engine processes need it
 
         if memory == "DRAM" and not advise_huge_pages(address, block_bytes * num_blocks):
@@ -163,6 +158,13 @@ class Agent:
         block_bytes = self._layout[0]
         strided = np.array([[address, block_bytes, device_id, block_bytes, num_blocks]], dtype=np.uint64)
         return self._nixl.prep_xfer_dlist(agent, strided, memory)
+
+
+def _set_environment() -> None:
+    """What the user has not set. UCX_TLS stays open: shared memory on this host, RDMA or TCP to others."""
+    os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
+    if "UCX_TLS" not in os.environ:  # else UCX may warn that the variable is of no use
+        os.environ.setdefault("UCX_CMA_SEG_SIZE", _SEGMENT)
 
 
 def _failure(what: str, agent_name: str, error: object) -> TandemError:
