@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tandem.errors import TandemError
+from tandem.errors import ERROR_CODES, TandemError
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
 
 _DTYPES: dict[str, type] = {
@@ -26,6 +27,7 @@ _DTYPES: dict[str, type] = {
     "seed": np.uint64,
     "lane_request": np.uint8,
 }
+_OWN_ERROR = re.compile(r"\[(?P<code>[a-z_]+)\] (?P<text>.*)", re.DOTALL)
 _CALL_TIMEOUT_S = 5.0
 _SILENCE_TIMEOUT_S = 330.0
 """Between two responses; a deployment's own deadline of a request, 300 s, comes first."""
@@ -110,13 +112,15 @@ class Client:
                 return
 
     def _failure(self, error: InferenceServerException) -> TandemError:
-        """A failed call as a sentence."""
-        status, text = str(error.status() or ""), str(error.message() or error)
-        if "UNAVAILABLE" in status and "[" not in text[:1]:
+        """A failed call as a sentence; Tandem's own errors keep their code."""
+        text = str(error.message() or error)
+        if (own := _OWN_ERROR.search(text)) and own["code"] in ERROR_CODES:
+            return TandemError(own["code"], own["text"])  # type: ignore[arg-type]
+        if "UNAVAILABLE" in str(error.status()) or "failed to connect" in text.lower():
             return TandemError(
                 "not_found", f"no server answers at {self.url}; start one with: tandem serve deployments/local.toml"
             )
-        return TandemError("invalid_request" if "INVALID_ARGUMENT" in status else "engine_failed", text)
+        return TandemError("engine_failed", f"the server at {self.url} says: {text}")
 
 
 def _next(

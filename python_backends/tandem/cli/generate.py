@@ -89,11 +89,13 @@ def _answer(url: str, inputs: dict[str, Any]) -> None:
     with Client(url) as client:
         try:
             for response in client.stream("llm", inputs | {"stream": True}):
-                sys.stdout.write(response.pop("text_output", ""))
-                sys.stdout.flush()
                 facts |= response
+                if piece := response.get("text_output"):
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
         finally:
-            sys.stdout.write("\n")
+            if facts:
+                sys.stdout.write("\n")
     errors.print(summary(facts), style="dim", markup=False, soft_wrap=True)
 
 
