@@ -22,8 +22,11 @@ class HfSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        read_config(path)  # refuses what no engine could run
         raw = _read_json(path / "config.json")
+        try:
+            read_config(path)  # refuses what no engine could run
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise refuse(path / "config.json", f"a field has a value of the wrong kind ({error})") from error
         if quantization := raw.get("quantization_config"):
             method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
             raise refuse(
@@ -32,6 +35,12 @@ class HfSource:
             )
         self.config = {key: value for key, value in raw.items() if key not in _ABOUT_THE_FILE}
         self._tokenizer = _read_tokenizer(path / "tokenizer.json")
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest >= self.config["vocab_size"]:
+            raise refuse(
+                path / "tokenizer.json",
+                f"it has token id {largest}, but vocab_size in config.json is {self.config['vocab_size']}",
+            )
         self._tokenizer_config = _read_optional(path / "tokenizer_config.json")
         self.generation_config = self._read_generation_config()
 

@@ -46,7 +46,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._tokens
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except Exception as error:  # it is a program, and fails as programs do
             raise TandemError("invalid_request", f"messages: the chat template refuses them: {error}") from error
 
 

@@ -15,7 +15,7 @@ from tandem.text.stream import TextStream
 from tandem.text.token_table import TokenTable
 
 _SHRINK = 4
-"""Most characters that Unicode normalization makes one of (NFC: a Greek letter with three marks)."""
+"""Most bytes that Unicode normalization makes one of (NFKC: a mathematical letter becomes a plain one)."""
 
 
 class TextCodec:

@@ -1,0 +1,51 @@
+"""Texts that tokenizers stumble over: digits, scripts, emoji, blanks, code."""
+
+from __future__ import annotations
+
+_FORMS = (
+    "{}",
+    " {}",
+    "{} ",
+    "a{}b",
+    "x = {};",
+    "In {} it was so.",
+    "({})",
+    "\n{}\n\n",
+    "it's {}, isn't it? We'll see",
+    "{0}{0}",
+    "{0} {0}  {0}",
+)
+_WORDS = (
+    "2024",
+    "3.14159",
+    "1,000,000",
+    "0x1F",
+    "12345678901234567890",
+    "٣٤٥",
+    "Ⅷ½²",
+    "10:30",
+    "hello",
+    "Größe",
+    "naïve café",
+    "Привет, мир",
+    "你好,世界",
+    "今日はいい天気",
+    "안녕하세요",
+    "नमस्ते",
+    "שלום",
+    "e\u0301te\u0301",
+    "👋",
+    "👨‍👩‍👧",
+    "🏳️‍🌈🇫🇷",
+    "\t\t",
+    "   ",
+    "\r\n",
+    "\u00a0\u2003\u3000",
+    "def f(x):\n    return x ** 2",
+    '{{"key": [1, 2, null]}}',
+    "https://example.org/a?b=1&c=%20",
+    "\u200b\ufeff",
+    "\x00\x07",
+    "\U0001d54f\U0002f804",
+)
+STRINGS: tuple[str, ...] = tuple(form.format(word) for form in _FORMS for word in _WORDS)
