@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,7 @@ def serve(
                 server = stack.enter_context(TritonServer(plan, progress=progress))
             stack.callback(errors.print, "Stopping …")
             output.print(_panel(server))
+            output.print(_examples(server), markup=False, soft_wrap=True)
             status = server.wait()
             raise TandemError("engine_failed", ServerLog(server.log_file).why_ended(status))
     except Interrupted:
@@ -44,10 +47,6 @@ def serve(
 def _panel(server: TritonServer) -> Panel:
     """What somebody needs to know who wants to use the server."""
     workers = ", ".join(f"{w.name} ({w.engine}, {w.device})" for w in server.deployment.worker)
-    example = (
-        f"curl -N {server.http_url}/v2/models/llm/generate_stream \\\n"
-        """  -d '{"text_input": "The capital of France is", "max_tokens": 32, "stream": true}'"""
-    )
     lines = [
         f"HTTP     {server.http_url}",
         f"gRPC     {server.grpc_url}",
@@ -55,9 +54,18 @@ def _panel(server: TritonServer) -> Panel:
         f"Workers  {workers}",
         f"Model    {server.deployment.model.path} ({server.deployment.model.dtype})",
         f"Logs     {server.log_file.parent}",
-        "",
-        example,
-        "",
-        f'tandem generate "…" --url {server.grpc_url}      tandem status --url {server.grpc_url}',
     ]
     return Panel("\n".join(lines), title=f"Tandem: {server.deployment.name} is ready", expand=False, title_align="left")
+
+
+def _examples(server: TritonServer) -> str:
+    """Commands to copy; outside the panel, whose border would come along."""
+    program = Path(sys.argv[0])
+    tandem = os.path.relpath(program) if program.is_absolute() else str(program)
+    body = '{"text_input": "The capital of France is", "max_tokens": 32, "stream": true}'
+    return (
+        f"\n{tandem} generate 'Why is the sky blue?' --url {server.grpc_url}\n"
+        f"{tandem} status --url {server.grpc_url}\n"
+        f"curl -N {server.http_url}/v2/models/llm/generate_stream -d '{body}'\n\n"
+        "Ctrl-C ends it."
+    )

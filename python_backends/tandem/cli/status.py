@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich import box
+from rich.table import Column, Table
 
 from tandem.cli.client import Client
 from tandem.cli.terminal import output, size
@@ -20,9 +21,13 @@ def status(
     with Client(url) as client:
         models = client.models()
         workers = [name for name, state in models.items() if state == "READY" and client.is_worker(name)]
-        table = Table("worker", "stage", "engine", "queued", "running", "KV blocks used", "handles held", "KV pulled")
-        for column in table.columns[3:]:
-            column.justify = "right"
+        table = Table(
+            *(Column(name, no_wrap=True) for name in ("worker", "stage", "engine")),
+            *(Column(name, justify="right") for name in ("queued", "running", "KV blocks", "use", "handles", "pulled")),
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for worker in sorted(workers):
             table.add_row(*_row(worker, _greet(client, worker)))
     ready = sorted(name for name, state in models.items() if state == "READY" and name not in workers)
@@ -50,10 +55,11 @@ def _row(worker: str, reply: LaneReply) -> list[str]:
     return [
         worker,
         who.stage,
-        f"{who.engine} ({who.kv.dtype})",
+        who.engine,
         f"{load.queued:,}",
-        f"{load.running:,} / {who.max_batch_size:,}",
-        f"{load.blocks_used:,} / {load.blocks_total:,} ({share:.0%})",
+        f"{load.running:,}/{who.max_batch_size:,}",
+        f"{load.blocks_used:,}/{load.blocks_total:,}",
+        f"{share:.0%}",
         f"{load.handles_held:,}",
-        f"{size(load.bytes_pulled)} in {load.pulls:,}",
+        size(load.bytes_pulled),
     ]
