@@ -335,12 +335,6 @@ class KvHandle(Message, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- KV hand-over (decode ↔ prefill, over NIXL)
 
 
-class Reading(Message, tag="reading", frozen=True, kw_only=True):
-    """The last read of a pull has begun: its confirmation follows soon. Needs no answer and may get lost."""
-
-    lease_id: int
-
-
 class Confirm(Message, tag="confirm", frozen=True, kw_only=True):
     """The read of a lease's blocks has ended: did the lease still hold? Repeated until answered."""
 
@@ -365,7 +359,7 @@ class NotConfirmed(Message, tag="not_confirmed", frozen=True, kw_only=True):
     message: str
 
 
-TransferNote = Reading | Confirm | Confirmed | NotConfirmed
+TransferNote = Confirm | Confirmed | NotConfirmed
 
 
 _T = TypeVar("_T")

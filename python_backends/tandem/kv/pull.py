@@ -12,15 +12,12 @@ from dataclasses import dataclass
 
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Read, Remote
-from tandem.messages import Confirm, KvHandle, Reading
+from tandem.messages import Confirm, KvHandle
 
 PIECE_BYTES = 32 << 20
 """Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
 ASK_AGAIN_S = 0.1
 """A question may arrive before the other side is paired with us; it is repeated until it is answered."""
-ANNOUNCED_BYTES = 4 << 20
-"""A last piece of this size or more is announced, so that the other side is awake when the question comes. NIXL ends a
-read only after the notes sent before it have arrived, so for less that would take longer than it saves."""
 HASTE_S = 0.005
 """A step has usually ended after this; a longer one is not worth polling without rest."""
 
@@ -112,8 +109,6 @@ class Pull:
         block_bytes = self.remote.info.block_bytes
         first, last = self._next_block, self._next_block + max(1, PIECE_BYTES // block_bytes)
         local, theirs = self.local_ids[first:last], self.handle.block_ids[first:last]
-        if last >= len(self.local_ids) and len(local) * block_bytes >= ANNOUNCED_BYTES:
-            self._agent.send(self.remote, Reading(lease_id=self.handle.lease_id))
         self.read = self._agent.read(self.remote, local, theirs)
         self._next_block += len(local)
 

@@ -20,14 +20,14 @@ from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Memory, Remote
 from tandem.kv.confirmations import Confirmations
 from tandem.kv.leases import LeaseTable
-from tandem.kv.pull import HASTE_S, Pull, PullResult
-from tandem.messages import Confirm, Confirmed, KvHandle, NotConfirmed, Reading, TransferInfo, TransferNote, WorkerInfo
+from tandem.kv.pull import Pull, PullResult
+from tandem.messages import Confirm, Confirmed, KvHandle, NotConfirmed, TransferInfo, TransferNote, WorkerInfo
 
 log = logging.getLogger(__name__)
 
 HASTY_POLL_S = 20e-6
 POLL_S = 500e-6
-LEASE_POLL_S = (300e-6, 2e-3)
+LEASE_POLL_S = (200e-6, 1e-3)
 """Between these: a twentieth of the time since the last grant, so that looking delays a pull by 5 % of it at most."""
 IDLE_POLL_S = 50e-3
 START_TIMEOUT_S = 60.0
@@ -85,7 +85,6 @@ class KvTransfer:
         self._stuck: list[Pull] = []
         """Ended for their caller, but a read may still write: their blocks are pinned."""
         self._correlations = itertools.count(1)
-        self._hasty_until = 0.0
         self._granted_at = 0.0
         self._expire_at = 0.0
 
@@ -210,7 +209,7 @@ class KvTransfer:
 
     def _rest(self) -> None:
         """Sleep until the next look at the network; only an idle thread needs to be woken by others."""
-        if any(pull.in_haste for pull in self._pulls.values()) or time.monotonic() < self._hasty_until:
+        if any(pull.in_haste for pull in self._pulls.values()):
             time.sleep(HASTY_POLL_S)
         elif self._pulls:
             time.sleep(POLL_S)
@@ -258,9 +257,7 @@ class KvTransfer:
 
     def _take(self, sender: str, note: TransferNote) -> None:
         peer = next((p for p in self._peers.values() if p.transfer.agent_name == sender), None)
-        if isinstance(note, Reading):
-            self._hasty_until = time.monotonic() + HASTE_S
-        elif isinstance(note, Confirm):
+        if isinstance(note, Confirm):
             if peer is not None:  # else it asks again, and by then we may be paired
                 self._reply(peer, note)
         else:
