@@ -27,8 +27,9 @@ from rich.progress import Progress
 from rich.table import Table
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tandem.cli.workers import read_workers
+from tandem.cli.client import Client
 from tandem.deployment import load_deployment, override
+from tandem.messages import Hello, HelloReply, Load
 from tandem.triton.server import TritonServer
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,20 @@ def _name(process: psutil.Process) -> str:
     return f"{process.name()} {process.pid}"
 
 
+def load_of(client: Client, worker: str) -> Load:
+    """What a worker has in hand."""
+    reply = client.call(worker, Hello())
+    assert isinstance(reply, HelloReply)
+    return reply.load
+
+
+def in_use(server: TritonServer) -> dict[str, list[int]]:
+    """Queued, running, blocks used and handles held of every worker."""
+    with Client(server.grpc_url) as client:
+        loads = {worker.name: load_of(client, worker.name) for worker in server.deployment.worker}
+    return {name: [load.queued, load.running, load.blocks_used, load.handles_held] for name, load in loads.items()}
+
+
 def growth(samples: list[int]) -> float:
     """How much the last quarter's median exceeds the third's, as a fraction."""
     quarter = max(1, len(samples) // 4)
@@ -149,15 +164,7 @@ async def soak(server: TritonServer, rounds: list[Round], progress: Progress) ->
         this.rss_growth = {name: growth(values) for name, values in samples.items()}
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
-            this.left = {
-                worker.name: [
-                    worker.load.queued,
-                    worker.load.running,
-                    worker.load.blocks_used,
-                    worker.load.handles_held,
-                ]
-                for worker in await asyncio.to_thread(read_workers, server.grpc_url)
-            }
+            this.left = await asyncio.to_thread(in_use, server)
             if not any(map(any, this.left.values())):
                 break
             await asyncio.sleep(0.2)

@@ -32,11 +32,7 @@ class MetricsBridge:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """Begin to carry over; from the model's ``initialize``, by Triton's own thread.
-
-        A first metric that another thread makes while models load crashes the server (seen with Triton 2.51).
-        """
-        self.flush()
+        """Begin to carry over."""
         self._thread.start()
 
     def stop(self) -> None:

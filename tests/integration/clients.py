@@ -64,7 +64,7 @@ async def ask(
     leave_after: int | None = None,
     on_response: Callable[[Answer], None] | None = None,
 ) -> Answer:
-    """One request on one gRPC stream of its own; with ``leave_after`` the client goes away after that many responses."""
+    """One request on a gRPC stream of its own; with ``leave_after`` the client goes after that many responses."""
     answer = Answer()
 
     async def requests() -> AsyncIterator[dict[str, Any]]:

@@ -25,16 +25,16 @@ TEXT = Path(__file__).parents[2] / "LICENSE"
 
 
 @pytest.fixture(scope="module")
-def fp32_server(local_deployment: Deployment) -> Iterator[TritonServer]:
-    model = msgspec.structs.replace(local_deployment.model, dtype="float32")
-    with TritonServer(msgspec.structs.replace(local_deployment, name="fp32", model=model)) as server:
+def fp32_server(deployment: Deployment) -> Iterator[TritonServer]:
+    model = msgspec.structs.replace(deployment.model, dtype="float32")
+    with TritonServer(msgspec.structs.replace(deployment, name="fp32", model=model)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def prompts(local_deployment: Deployment) -> list[list[int]]:
+def prompts(deployment: Deployment) -> list[list[int]]:
     """Real text from 1 to 1,500 tokens, short ones more often than long ones."""
-    ids = TextCodec(Path(local_deployment.model.path)).encode(TEXT.read_text())
+    ids = TextCodec(Path(deployment.model.path)).encode(TEXT.read_text())
     draw = random.Random(11)
     sizes = [round(MOST_TOKENS ** (n / (PROMPTS - 1))) for n in range(PROMPTS)]
     starts = [draw.randrange(len(ids) - size) for size in sizes]
@@ -42,9 +42,9 @@ def prompts(local_deployment: Deployment) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def expected(local_deployment: Deployment, prompts: list[list[int]]) -> list[list[int]]:
+def expected(deployment: Deployment, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy answers of ``transformers``; generation is ours to write, so that no default of theirs joins in."""
-    model = AutoModelForCausalLM.from_pretrained(local_deployment.model.path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(deployment.model.path, dtype=torch.float32)
     model.eval()
     answers = []
     with torch.inference_mode():
@@ -86,3 +86,13 @@ def test_one_process_doing_both_stages_agrees(
 ) -> None:
     answers = asyncio.run(ask_all(fp32_server.grpc_url, "decode_0", [request(p) for p in prompts[::2]], at_once=16))
     assert [answer.output_ids for answer in answers] == expected[::2]
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(fp32_server: TritonServer) -> None:
+    request = {"text_input": "My favourite colour is", "max_tokens": 16, "temperature": 1.0, "seed": 7}
+    others = [{"text_input": f"Number {n}:", "max_tokens": 16, "temperature": 1.0} for n in range(7)]
+    alone = ask_now(fp32_server.grpc_url, "llm", request)
+    in_company = asyncio.run(ask_all(fp32_server.grpc_url, "llm", [*others, request], at_once=8))[-1]
+    other_seed = ask_now(fp32_server.grpc_url, "llm", request | {"seed": 8})
+    assert alone.output_ids == in_company.output_ids
+    assert alone.output_ids != other_seed.output_ids

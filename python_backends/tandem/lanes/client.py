@@ -107,8 +107,9 @@ class LaneClient:
             thread.start()
 
     def stop(self) -> None:
-        """End both threads; the poll under way ends by itself within its wait."""
+        """End both threads. A last poll takes the place of the one under way, so that it is answered at once."""
         self._stopped.set()
+        self._commands.put(_Command(Poll(lane=self._lane, wait_s=0.0), None))
         self._commands.put(None)
         for thread in self._threads:
             thread.join(POLL_WAIT_S + SILENCE_S)

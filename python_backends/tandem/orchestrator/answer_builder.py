@@ -14,11 +14,8 @@ class AnswerBuilder:
 
     def __init__(self, codec: TextCodec, stop_words: tuple[str, ...], stopping: Stopping) -> None:
         self.token_ids: list[int] = []
-        self.first_token_at: float | None = None
         self.last_token_at: float | None = None
-        self._text = codec.stream(list(stop_words))
-        self._min_tokens = stopping.min_tokens
-        self._silent_ids = frozenset(stopping.stop_token_ids)
+        self._text = codec.stream(stop_words, min_tokens=stopping.min_tokens)
         self._piece_text = ""
         self._piece_ids: list[int] = []
         self._piece_logprobs: list[TokenLogprob] = []
@@ -26,7 +23,7 @@ class AnswerBuilder:
     @property
     def stopped(self) -> bool:
         """A stop word has come."""
-        return self._text.stopped and len(self.token_ids) >= self._min_tokens
+        return self._text.stopped
 
     def push(self, tokens: Tokens) -> int:
         """Take new tokens, dropping those that came before; returns how many were new."""
@@ -37,12 +34,12 @@ class AnswerBuilder:
         if not new or self.stopped:
             return 0
         self.last_token_at = time.monotonic()
-        self.first_token_at = self.first_token_at or self.last_token_at
+        self._piece_text += self._text.push(new)
+        new = new[: self._text.num_tokens - len(self.token_ids)]  # none after the one that completed a stop word
         self.token_ids += new
         self._piece_ids += new
         if tokens.logprobs is not None:
-            self._piece_logprobs += tokens.logprobs[skip:]
-        self._piece_text += self._text.push(new)
+            self._piece_logprobs += tokens.logprobs[skip : skip + len(new)]
         return len(new)
 
     def take_piece(self, *, final: bool = False) -> Piece | None:

@@ -124,7 +124,7 @@ class Journey:
             len(self._prompt),
             max_model_len,
             self._limits.default_max_tokens,
-            tuple(self._codec.eos_token_ids),
+            self._codec.eos_token_ids,
         )
         self._answer = AnswerBuilder(self._codec, self.ask.stop_words, stopping)
         self._note(num_input_tokens=len(self._prompt))

@@ -8,6 +8,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from tandem.deployment import load_deployment
+from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.lanes.bls import BlsTransport
 from tandem.metrics_bridge import MetricsBridge
@@ -21,9 +22,10 @@ class OrchestratorModel:
     """What Triton loads as ``llm``."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the deployment and open the lanes."""
+        """Read the deployment; nothing is called yet (see ``execute``)."""
         start_logging()
-        deployment = load_deployment(deployment_file(args))
+        file = deployment_file(args)
+        deployment = load_deployment(file)
         metrics = OrchestratorMetrics()
         self._bridge = MetricsBridge(metrics.registry, pb_utils)
         self._orchestrator = Orchestrator(
@@ -31,12 +33,13 @@ class OrchestratorModel:
             TextCodec(Path(deployment.model.path)),
             lambda worker: BlsTransport(worker.name, pb_utils),
             metrics,
+            DrainMark(file.parent),
         )
-        self._bridge.start()
-        self._orchestrator.start()
+        self._started = False
 
     def execute(self, requests: list[Any]) -> None:
         """Hand requests over; nothing may escape, for a client would wait for ever."""
+        self._start_once()
         for request in requests:
             responder = TritonResponder(request)
             try:
@@ -47,7 +50,17 @@ class OrchestratorModel:
             except Exception as error:
                 responder.fail(TandemError("engine_failed", f"internal error: {error!r}"))
 
+    def _start_once(self) -> None:
+        """Open the lanes at the first request: Triton 2.51 crashes on a BLS call that a thread makes before
+        ``initialize`` has returned, when the pool that would run the call is not there yet."""
+        if not self._started:
+            self._started = True
+            self._bridge.start()
+            self._orchestrator.start()
+
     def finalize(self) -> None:
-        """End running requests, lanes and threads."""
+        """End the threads. The lanes are closed already, for Triton is stopped through the drain mark."""
+        if not self._started:
+            return
         self._orchestrator.stop()
         self._bridge.stop()

@@ -14,6 +14,7 @@ from tandem.api.cancel_watch import CancelWatch
 from tandem.api.responder import Responder
 from tandem.api.tensors import Tensors, take_bool, text_tensor
 from tandem.deployment import Deployment, Worker
+from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.lanes.transport import Transport
 from tandem.orchestrator.fleet import Fleet
@@ -26,7 +27,10 @@ log = logging.getLogger(__name__)
 
 LONG_TEXT = 20_000
 """Characters beyond which tokenizing would hold up the event loop."""
-STOP_TIMEOUT_S = 10.0
+DRAIN_S = 5.0
+"""Time that running requests get to end by themselves."""
+DRAIN_POLL_S = 0.1
+STOP_TIMEOUT_S = 2.0
 
 
 class Orchestrator:
@@ -38,10 +42,13 @@ class Orchestrator:
         codec: TextCodec,
         transport: Callable[[Worker], Transport],
         metrics: OrchestratorMetrics,
+        drain_mark: DrainMark,
     ) -> None:
         self._limits = deployment.limits
         self._codec = codec
         self._metrics = metrics
+        self._drain_mark = drain_mark
+        self._draining = False
         self._fleet = Fleet(deployment, transport)
         self._journeys: dict[int, Journey] = {}
         self._loop = asyncio.new_event_loop()
@@ -50,18 +57,15 @@ class Orchestrator:
 
     def start(self) -> None:
         """Start the event loop and open the lanes."""
+        self._drain_mark.opened()
         self._thread.start()
         self._cancel_watch.start()
         self._loop.call_soon_threadsafe(self._fleet.start)
+        self._drain_task = asyncio.run_coroutine_threadsafe(self._drain_when_asked(), self._loop)
 
     def stop(self) -> None:
-        """End running requests with an error, then everything else."""
-        self._loop.call_soon_threadsafe(self._interrupt_all)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self._journeys and time.monotonic() < deadline:
-            time.sleep(0.01)
+        """End the threads; ``drain_mark`` has been heeded before, or nothing can be waited for any more."""
         self._cancel_watch.stop()
-        self._fleet.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
 
@@ -72,6 +76,8 @@ class Orchestrator:
                 self._loop.call_soon_threadsafe(self._cancel_by_id, request_id, responder)
                 return
             ask = read_ask(request_id, tensors, parameters)
+            if self._draining:
+                raise TandemError("overloaded", "the server is shutting down; send the request to another one")
             if len(self._journeys) >= self._limits.max_requests:
                 raise self._overloaded()
         except TandemError as error:
@@ -126,9 +132,23 @@ class Orchestrator:
         else:
             responder.fail(TandemError("not_found", f"stop: no request with id {request_id!r} is running"))
 
-    def _interrupt_all(self) -> None:
-        for journey in self._journeys.values():
-            journey.interrupt(TandemError("worker_lost", "the orchestrator is shutting down"))
+    async def _drain_when_asked(self) -> None:
+        """Once asked: no new requests, time for the running ones to end, then close the lanes."""
+        while not self._drain_mark.asked:
+            await asyncio.sleep(DRAIN_POLL_S)
+        self._draining = True
+        if not await self._all_ended(DRAIN_S):
+            for journey in self._journeys.values():
+                journey.interrupt(TandemError("worker_lost", "the server is shutting down"))
+            await self._all_ended(DRAIN_S)
+        await asyncio.to_thread(self._fleet.stop)
+        self._drain_mark.closed()
+
+    async def _all_ended(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self._journeys and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+        return not self._journeys
 
     def _in_loop(self, function: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(function)

@@ -20,14 +20,13 @@ def read_prompt(ask: Ask, codec: TextCodec, max_model_len: int) -> list[int]:
         text, name = codec.render_chat(ask.messages), "messages"
     else:
         text, name = ask.text or "", "text_input"
-    most = max_model_len * codec.max_token_bytes
-    if len(text) > most:
+    size, most = len(text.encode()), max_model_len * codec.max_token_bytes
+    if size > most:
         raise TandemError(
             "prompt_too_long",
-            f"{name}: {len(text)} characters; no text of more than {most} fits the model's context of "
-            f"{max_model_len} tokens",
+            f"{name}: {size} bytes; no text of more than {most} fits the model's context of {max_model_len} tokens",
         )
-    ids = codec.encode(text)
+    ids = codec.encode(text, add_special_tokens=ask.messages is None)
     if not ids:
         raise TandemError("invalid_request", f"{name}: the text has no tokens")
     return ids

@@ -17,7 +17,7 @@ from tandem.metrics_bridge import MetricsBridge
 from tandem.stage.direct import DirectAnswer, read_work
 from tandem.stage.metrics import StageMetrics
 from tandem.stage.stage import Stage
-from tandem.text.special_tokens import read_eos_ids
+from tandem.text.codec import TextCodec
 from tandem.triton.adapter import TritonResponder, deployment_file, model_parameter, read_tensors, start_logging
 
 
@@ -32,7 +32,7 @@ class StageModel:
         worker = deployment.find_worker(model_parameter(args, "worker"))
         metrics = StageMetrics(worker.stage, worker.name)
         self._limits = deployment.limits
-        self._eos_ids = read_eos_ids(Path(deployment.model.path))
+        self._eos_ids = TextCodec(Path(deployment.model.path)).eos_token_ids
         self._decoder: msgspec.msgpack.Decoder[LaneRequest] = decoder(LaneRequest)
         self._bridge = MetricsBridge(metrics.registry, pb_utils)
         self._cancel_watch = CancelWatch()

@@ -77,10 +77,10 @@ class Stage:
 
     def stop(self) -> None:
         """End the engine and every wait."""
-        self._stopped.set()
-        self._keeper.stop()
         self._fail_all("worker_lost", f"worker {self.worker.name} is shutting down")
+        self._stopped.set()  # from here on polls are answered at once
         self._lanes.answer_overdue(self._load, float("inf"))
+        self._keeper.stop()
 
     # -------------------------------------------------------------- lanes
 
@@ -88,7 +88,8 @@ class Stage:
         """Answer one lane message; all but ``Poll`` at once."""
         match request:
             case Poll():
-                self._lanes.poll(request, reply, self._load, time.monotonic())
+                now = float("inf") if self._stopped.is_set() else time.monotonic()
+                self._lanes.poll(request, reply, self._load, now)
             case Submit():
                 reply(SubmitReply(refused=self._submit(request)))
             case Cancel():

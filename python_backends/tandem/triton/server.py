@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from tandem.deployment import Deployment, to_json
+from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.triton.command import check_shared_memory, server_command
 from tandem.triton.home import home_dir, templates_dir
@@ -27,6 +29,9 @@ from tandem.triton.server_log import ServerLog
 
 STOP_GRACE_S = 15.0
 """From the request to stop until everything is killed. Triton itself waits 10 s for requests in flight."""
+
+_DRAIN_TIMEOUT_S = 12.0
+"""For the orchestrator to end its requests and close its lanes, before Triton is told."""
 
 _POLL_S = 0.1
 _READY_TIMEOUT_S = 600.0
@@ -88,6 +93,7 @@ class TritonServer:
             check_shared_memory(len(models))
             self._spawn(runtime)
             self._await_ready(ServerLog(self.log_file), models)
+            _wake_orchestrator(self.http_url)
         except BaseException:
             self.stop()
             raise
@@ -99,6 +105,8 @@ class TritonServer:
     def stop(self) -> None:
         """End server, stubs and engines, by force if they do not go; remove what they held. Safe to repeat."""
         if self._run is not None:
+            if self._process is not None and self._process.poll() is None:
+                DrainMark(self._run.path).ask(_DRAIN_TIMEOUT_S)
             end_run(self._run.run_id, STOP_GRACE_S)
             self._run.close()
         if self._process is not None:
@@ -219,6 +227,17 @@ def _environment(runtime: TritonRuntime, run: RunDirectory) -> dict[str, str]:
         "TANDEM_PYTHON": os.environ.get("TANDEM_PYTHON") or sys.executable,
         "TANDEM_HANDLE_KEY": os.environ.get("TANDEM_HANDLE_KEY") or secrets.token_hex(32),
     }
+
+
+def _wake_orchestrator(http_url: str) -> None:
+    """A first request, so that the orchestrator meets its workers before a client waits for it.
+
+    It cannot by itself: Triton 2.51 crashes when a model calls another one before its own ``initialize`` has returned.
+    The request stops one that is not there, so an error is the answer.
+    """
+    request = urllib.request.Request(f"{http_url}/v2/models/llm/generate", b'{"stop": true}')
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(request, timeout=5.0).close()
 
 
 def _is_ready(http_url: str) -> bool:
