@@ -11,8 +11,8 @@ from tandem.deployment import Deployment, Worker
 from tandem.engines.base import LoadingSink
 from tandem.engines.torch.batch import Batch, BatchBuilder
 from tandem.engines.torch.config import ModelConfig, read_config
-from tandem.engines.torch.huge_pages import collapse_private_memory
 from tandem.engines.torch.kv_cache import KvCache, blocks_that_fit
+from tandem.engines.torch.memory import collapse_private_memory, keep_freed_memory
 from tandem.engines.torch.model import LlamaModel
 from tandem.engines.torch.sampler import Choice, choose
 from tandem.engines.torch.scheduler import Step
@@ -58,6 +58,7 @@ def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) ->
     device = _device(worker)
     if device.type == "cpu":
         torch.set_num_threads(deployment.threads_of(worker))
+        keep_freed_memory()
     model_dir, dtype = Path(deployment.model.path), DTYPES[deployment.model.dtype]
     config = read_config(model_dir)
     block_size = deployment.kv.block_size
