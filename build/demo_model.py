@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from conversion.package import find_gguf
-from conversion.terminal import convert_showing, fail
+from conversion.terminal import convert_showing, fail, waiting
 from tandem.errors import TandemError
 
 HOME = Path(__file__).resolve().parents[1] / ".tandem"
@@ -18,7 +18,9 @@ OUT = HOME / "models" / "smollm2-135m-instruct"
 def main(out: Annotated[Path, typer.Argument(help="Directory to write.")] = OUT) -> None:
     """Fetch the demo model if it is not installed, and convert it. Quick when it is there."""
     try:
-        convert_showing(find_gguf(HOME / "downloads"), out)
+        with waiting("Looking for the demo model, or fetching it (98 MB)"):
+            gguf = find_gguf(HOME / "downloads")
+        convert_showing(gguf, out)
     except TandemError as error:
         fail(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,11 @@ def convert_showing(source: Path, out: Path) -> None:
         task = bar.add_task(f"Converting {source.name}", total=None)
         fingerprint = convert(source, out, lambda done, total: bar.update(task, completed=done, total=total))
     _console.print(f"Model ready: {out} (fingerprint {fingerprint[:12]})", highlight=False, soft_wrap=True)
+
+
+def waiting(what: str) -> AbstractContextManager[object]:
+    """Shows that something goes on, while it does."""
+    return _console.status(what)
 
 
 def fail(error: TandemError) -> None:
