@@ -13,7 +13,7 @@ _POLL_S = 0.05
 
 
 class DrainMark:
-    """Both sides of the agreement: ``lanes-open`` stands while the orchestrator has lanes, ``drain`` asks for the end."""
+    """Both sides of the agreement: ``lanes-open`` stands while there are lanes, ``drain`` asks for the end."""
 
     def __init__(self, run_directory: Path) -> None:
         self._open = run_directory / "lanes-open"

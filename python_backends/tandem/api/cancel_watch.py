@@ -14,7 +14,6 @@ log = logging.getLogger(__name__)
 SWEEP_S = 0.02
 BUSY_SHARE = 0.1
 """Asking costs a round trip to the server per request, so the watch rests in proportion to what it spent."""
-STOP_TIMEOUT_S = 5.0
 
 
 class CancelWatch:
@@ -30,9 +29,8 @@ class CancelWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop asking."""
+        """Stop asking. Does not wait: Triton may never answer a question that is under way while it finalizes."""
         self._stopped.set()
-        self._thread.join(STOP_TIMEOUT_S)
 
     def add(self, responder: Responder, on_cancel: Callable[[], None]) -> None:
         """Call ``on_cancel`` once, from the watch's thread, should this client leave before its response ends."""

@@ -32,6 +32,7 @@ class Fleet:
         self._transport = transport
         self._lanes: dict[str, LaneClient] = {}
         self._paired = asyncio.Event()
+        self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -45,7 +46,8 @@ class Fleet:
         self._spawn(self._watch())
 
     def stop(self) -> None:
-        """Close all lanes; from a thread that is not the event loop's."""
+        """Close all lanes; from a thread that is not the event loop's. Nothing may be called afterwards."""
+        self._stopped = True
         for lane in self._lanes.values():
             lane.stop()
 
@@ -110,7 +112,7 @@ class Fleet:
             self._paired.set()
 
     async def _watch(self) -> None:
-        while True:
+        while not self._stopped:
             await asyncio.sleep(WATCH_S)
             for lane in self._lanes.values():
                 lane.fail_if_silent()

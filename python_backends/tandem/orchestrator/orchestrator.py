@@ -64,7 +64,7 @@ class Orchestrator:
         self._drain_task = asyncio.run_coroutine_threadsafe(self._drain_when_asked(), self._loop)
 
     def stop(self) -> None:
-        """End the threads; ``drain_mark`` has been heeded before, or nothing can be waited for any more."""
+        """End the event loop. Lanes are closed by now, where the server was stopped through the drain mark."""
         self._cancel_watch.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
@@ -141,6 +141,7 @@ class Orchestrator:
             for journey in self._journeys.values():
                 journey.interrupt(TandemError("worker_lost", "the server is shutting down"))
             await self._all_ended(DRAIN_S)
+        self._cancel_watch.stop()
         await asyncio.to_thread(self._fleet.stop)
         self._drain_mark.closed()
 
