@@ -8,7 +8,7 @@ from tandem.errors import TandemError
 from tandem.kv.leases import LeaseTable
 from tandem.messages import Confirm, Confirmed, NotConfirmed
 
-REMEMBERED = 16384
+REMEMBERED = 4096
 """Answers kept for repeated questions; a question is repeated for as long as a transfer may take."""
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.blocks import BlockPool
 
-REMEMBERED = 65536
+REMEMBERED = 8192
 """Ended leases whose end is remembered; a refusal for an older one says ``lease_unknown``."""
 
 _REFUSALS: dict[ErrorCode, str] = {
