@@ -27,7 +27,8 @@ def test_progress_names_the_models_still_awaited(log: ServerLog) -> None:
 def test_failed_model_is_named_with_its_reason_once(log: ServerLog) -> None:
     log.path.write_text(START)
     assert log.failed_models() is None
-    line = "failed to load 'p_0' version 1: Internal: ValueError: no weights\\n\\nAt:\\n  model.py(3): initialize\\n  other.py(1): f"
+    places = "At:\\n  model.py(3): initialize\\n  other.py(1): f"
+    line = f"failed to load 'p_0' version 1: Internal: ValueError: no weights\\n\\n{places}"
     log.path.write_text(START + f'E1124 02:16:21.2 7749 model_lifecycle.cc:641] "{line}"\n' * 2)
     failed = log.failed_models()
     assert failed is not None
