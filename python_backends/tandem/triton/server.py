@@ -11,6 +11,7 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -34,6 +35,7 @@ _DRAIN_TIMEOUT_S = 12.0
 """For the orchestrator to end its requests and close its lanes, before Triton is told."""
 
 _POLL_S = 0.1
+_REAP_S = 5.0
 _READY_TIMEOUT_S = 600.0
 
 _Part = TypeVar("_Part")
@@ -109,11 +111,11 @@ class TritonServer:
                 DrainMark(self._run.path).ask(_DRAIN_TIMEOUT_S)
             end_run(self._run.run_id, STOP_GRACE_S)
             self._run.close()
-        if self._process is not None:
-            self._process.wait()
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
-            self._guard.wait()
+        for child in (self._process, self._guard):
+            if child is not None:
+                _reap(child)
         self._process = self._guard = None
 
     # ------------------------------------------------------------ where it is
@@ -157,7 +159,9 @@ class TritonServer:
     def _client_host(self) -> str:
         """Where a client on this machine reaches the server."""
         host = self.deployment.server.host
-        return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+        if host in ("0.0.0.0", "::", ""):
+            return "127.0.0.1"
+        return f"[{host}]" if ":" in host else host
 
     # ------------------------------------------------------------ start, step by step
 
@@ -238,6 +242,12 @@ def _wake_orchestrator(http_url: str) -> None:
     request = urllib.request.Request(f"{http_url}/v2/models/llm/generate", b'{"stop": true}')
     with contextlib.suppress(OSError):
         urllib.request.urlopen(request, timeout=5.0).close()
+
+
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    """Take in a child that is at its end, so that no zombie stays."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_REAP_S)
 
 
 def _is_ready(http_url: str) -> bool:
