@@ -11,7 +11,6 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -246,7 +245,7 @@ def _wake_orchestrator(http_url: str) -> None:
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
     """Take in a child that is at its end, so that no zombie stays."""
-    with suppress(subprocess.TimeoutExpired):
+    with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(_REAP_S)
 
 
