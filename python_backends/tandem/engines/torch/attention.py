@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tandem.engines.torch.kv_cache import KvCache
 
-CHUNK = 64
-"""Query tokens per product in prefill: of the upper triangle only CHUNK/2 columns are computed in vain."""
+CHUNK = {"cpu": 64, "cuda": 1024}
+"""Query tokens per product in prefill. Half a chunk's own keys are computed in vain; a GPU prefers fewer launches."""
 
 
 class Attention(Protocol):
@@ -50,7 +50,8 @@ class PrefillAttention:
 
     def __init__(self, cache: KvCache, spans: list[Span], dtype: torch.dtype) -> None:
         self._cache, self._spans = cache, spans
-        self._causal = torch.full((CHUNK, CHUNK), -math.inf, dtype=dtype, device=cache.device).triu(1)
+        self._chunk = chunk = CHUNK[cache.device.type]
+        self._causal = torch.full((chunk, chunk), -math.inf, dtype=dtype, device=cache.device).triu(1)
 
     def __call__(self, layer: int, groups: Tensor) -> Tensor:
         """As in ``Attention``."""
@@ -75,8 +76,8 @@ class PrefillAttention:
         """``queries`` and ``out``: [tokens, kv_heads, group_size, head_dim]."""
         queries, out = queries.permute(1, 2, 0, 3), out.permute(1, 2, 0, 3)
         heads, group, tokens, _ = queries.shape
-        for first in range(0, tokens, CHUNK):
-            chunk = queries[:, :, first : first + CHUNK].contiguous()
+        for first in range(0, tokens, self._chunk):
+            chunk = queries[:, :, first : first + self._chunk].contiguous()
             rows = chunk.shape[2]
             end = cached + first + rows
             scores = torch.bmm(chunk.flatten(1, 2), keys[:, :end].transpose(1, 2))

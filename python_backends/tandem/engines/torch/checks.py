@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+from tandem.engines.torch.sequence import Sequence
 from tandem.errors import TandemError
 from tandem.messages import AnyWork, Decode, Sampling, WorkerInfo
 
 
-def check_work(work: AnyWork, info: WorkerInfo, num_blocks: int) -> None:
-    """Whether ``work`` is well formed and fits this worker at all.
+def check_work(work: AnyWork, info: WorkerInfo) -> None:
+    """Whether ``work`` is well formed and within the model's limits.
 
     Raises:
         TandemError: ``invalid_request`` or ``prompt_too_long``, naming field, value and limit.
@@ -17,14 +18,21 @@ def check_work(work: AnyWork, info: WorkerInfo, num_blocks: int) -> None:
     _check_tokens(work, info)
     _check_length(work, info.max_model_len)
     _check_sampling(work.sampling, info.vocab_size)
-    block_size = info.kv.block_size
-    tokens = len(work.token_ids) + max(len(work.output_ids), work.stopping.max_tokens)
-    if -(-tokens // block_size) > num_blocks:
+
+
+def check_room(sequence: Sequence, info: WorkerInfo, num_blocks: int) -> None:
+    """Whether all of a worker's KV blocks together could hold ``sequence``.
+
+    Raises:
+        TandemError: ``prompt_too_long``, naming both numbers.
+    """
+    size = info.kv.block_size
+    needed = sequence.blocks_needed(size)
+    if needed > num_blocks:
         raise TandemError(
             "prompt_too_long",
-            f"{len(work.token_ids)} prompt tokens and max_tokens {work.stopping.max_tokens} need "
-            f"{-(-tokens // block_size)} KV blocks of {block_size} tokens; worker {info.worker_id!r} has {num_blocks} "
-            "(worker.kv_memory)",
+            f"token_ids: {sequence.num_prompt} prompt tokens, with max_tokens {sequence.work.stopping.max_tokens}, "
+            f"need {needed} KV blocks of {size} tokens; worker {info.worker_id!r} has {num_blocks} (worker.kv_memory)",
         )
 
 

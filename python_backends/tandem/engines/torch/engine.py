@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import Engine, EventSink, LoadingSink
-from tandem.engines.torch.checks import check_work
+from tandem.engines.torch.checks import check_room, check_work
 from tandem.engines.torch.handover import HandOver
 from tandem.engines.torch.kv_cache import LAYOUT, KvCache
 from tandem.engines.torch.runner import ModelRunner, load_runner, max_model_len
@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 0.1
 """How long an idle engine sleeps before it looks for leases that have run out."""
+HUNGRY_S = 0.002
+"""The same while something waits for blocks: a lease may end, and free some, at any moment."""
 STOP_TIMEOUT_S = 30.0
 
 
@@ -163,8 +165,8 @@ class TorchEngine:
         require_compatible(self._info, peer)
         known = self._handover.peers.get(peer.worker_id)
         if known is None or peer.epoch >= known.epoch:
-            self._handover.peers[peer.worker_id] = peer
             self._transfer.pair(peer)
+            self._handover.peers[peer.worker_id] = peer
 
     def stop(self) -> None:
         """End all threads. Running requests are dropped."""
@@ -177,12 +179,14 @@ class TorchEngine:
     # ------------------------------------------------------------ the engine's thread
 
     def _run(self) -> None:
+        self._runner.use_in_this_thread()
         while not self._stopping:
             try:
                 self._turn()
             except Exception as error:
                 log.exception("the engine's loop failed")
-                self._fail_all(list(self._in_hand.values()), error)
+                # What is being pulled ends by itself: until then a read may write into its blocks.
+                self._fail_all([s for s in self._in_hand.values() if not self._scheduler.is_pulling(s)], error)
             self._report()
 
     def _turn(self) -> None:
@@ -204,7 +208,7 @@ class TorchEngine:
 
     def _wait(self) -> None:
         try:
-            command = self._inbox.get(timeout=IDLE_S)
+            command = self._inbox.get(timeout=HUNGRY_S if self._scheduler.queued else IDLE_S)
         except queue.Empty:
             return
         command()
@@ -243,8 +247,9 @@ class TorchEngine:
     def _accept(self, work: AnyWork) -> None:
         if work.request_id in self._in_hand:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
-        check_work(work, self._info, self._pool.num_blocks)
+        check_work(work, self._info)
         sequence = Sequence.of(work, time.monotonic())
+        check_room(sequence, self._info, self._pool.num_blocks)
         if isinstance(work, Decode):
             handle = self._handover.accept(work)
             self._handles[work.request_id] = handle

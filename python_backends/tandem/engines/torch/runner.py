@@ -27,12 +27,23 @@ class ModelRunner:
     """Runs one step at a time."""
 
     def __init__(
-        self, config: ModelConfig, model: LlamaModel, cache: KvCache, builder: BatchBuilder, weight_bytes: int
+        self,
+        config: ModelConfig,
+        model: LlamaModel,
+        cache: KvCache,
+        builder: BatchBuilder,
+        weight_bytes: int,
+        threads: int,
     ) -> None:
-        self.config, self.cache = config, cache
+        self.config, self.cache, self.threads = config, cache, threads
         self.weight_bytes = weight_bytes
         """Bytes of weights that decoding one token reads."""
         self._model, self._builder = model, builder
+
+    def use_in_this_thread(self) -> None:
+        """Call once in each thread that runs steps: oneDNN's number of threads is a property of the caller."""
+        if self.cache.device.type == "cpu":
+            torch.set_num_threads(self.threads)
 
     def run(self, step: Step) -> list[tuple[Sequence, Choice]]:
         """One pass through the model: the next token of each of the step's sequences, in some order."""
@@ -56,8 +67,9 @@ def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) ->
         TandemError: ``invalid_request``: what in the deployment or the checkpoint cannot be had.
     """
     device = _device(worker)
+    threads = deployment.threads_of(worker)
     if device.type == "cpu":
-        torch.set_num_threads(deployment.threads_of(worker))
+        torch.set_num_threads(threads)
         keep_freed_memory()
     model_dir, dtype = Path(deployment.model.path), DTYPES[deployment.model.dtype]
     config = read_config(model_dir)
@@ -69,7 +81,7 @@ def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) ->
     model = LlamaModel(config, weights, cache, max_model_len(deployment, config))
     if device.type == "cpu":
         collapse_private_memory()
-    return ModelRunner(config, model, cache, BatchBuilder(config, cache, dtype), weights.num_bytes)
+    return ModelRunner(config, model, cache, BatchBuilder(config, cache, dtype), weights.num_bytes, threads)
 
 
 def max_model_len(deployment: Deployment, config: ModelConfig) -> int:

@@ -63,7 +63,7 @@ def _penalises(s: Sampling) -> bool:
 
 def _may_not_stop(sequence: Sequence) -> bool:
     stopping = sequence.work.stopping
-    return bool(stopping.stop_token_ids) and sequence.num_output + 1 < stopping.min_tokens
+    return bool(stopping.stop_token_ids) and sequence.num_output < stopping.min_tokens
 
 
 def _choose_one(logits: Tensor, sequence: Sequence) -> Choice:

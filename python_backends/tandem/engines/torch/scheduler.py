@@ -43,12 +43,12 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Sequences that no step can take yet."""
-        return len(self._waiting) + len(self._pulling)
+        return len(self._waiting) + len(self._pulling) + max(0, len(self._running) - self._max_batch_size)
 
     @property
     def running(self) -> int:
         """Sequences that steps take."""
-        return len(self._prefilling) + len(self._running)
+        return len(self._prefilling) + min(len(self._running), self._max_batch_size)
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""

@@ -65,7 +65,7 @@ class Sequence:
     def finish_reason(self) -> FinishReason | None:
         """Whether the answer ends with its last token, and why."""
         stopping = self.work.stopping
-        if self.num_output >= stopping.min_tokens and self.token_ids[-1] in stopping.stop_token_ids:
+        if self.num_output > stopping.min_tokens and self.token_ids[-1] in stopping.stop_token_ids:
             return "stop"
         if self.num_output >= stopping.max_tokens:
             return "length"
