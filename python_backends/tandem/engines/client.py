@@ -134,7 +134,11 @@ class EngineProcess:
     # ------------------------------------------------------------ the watching thread
 
     def _watch(self) -> None:
-        reason = self._read_reports()
+        try:
+            reason = self._read_reports()
+        except Exception as error:
+            log.exception("reading the reports of engine process %s failed", self.pid)
+            reason = f"its reports cannot be read ({error!r}), killed"
         words = self._last_words()
         self._clean_up()
         self._gone.set()
