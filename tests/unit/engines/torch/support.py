@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tandem.deployment import Deployment, Kv, Model, Worker
 from tandem.engines.torch.runner import ModelRunner, load_runner
@@ -15,51 +15,16 @@ from tandem.engines.torch.scheduler import Step
 from tandem.engines.torch.sequence import Sequence
 from tandem.kv.blocks import BlockPool
 from tandem.messages import Generate, Sampling, Stopping
+from tests.checkpoints import make_random_model
 
-VOCAB = 320
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 72,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-}
-_LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-CONFIGS: dict[str, Any] = {
-    "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=True),
-    "llama3": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
-    "mistral": lambda: MistralConfig(**_SHAPE, tie_word_embeddings=False, sliding_window=None),
-    "qwen2": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, tie_word_embeddings=False),
-}
+VOCAB = 400
 
 
-def make_checkpoint(family: str, directory: Path, seed: int = 0) -> Path:
-    """A random checkpoint with lively logits: wide weights, norms and biases that are not 1 and 0."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.5)
-            else:
-                parameter.normal_(0, 0.15)
-    model.save_pretrained(directory)
-    (directory / "tandem.json").write_text(json.dumps({"fingerprint": f"{family}-{seed}"}))
-    return directory
+def make_model(kind: str, directory: Path) -> Path:
+    """A random model whose shapes differ from one another wherever they can, so that no mix-up goes unseen."""
+    return make_random_model(
+        kind, directory, vocab_size=VOCAB, hidden_size=72, num_attention_heads=6, num_hidden_layers=3
+    )
 
 
 def reference(model_dir: Path) -> PreTrainedModel:
@@ -85,6 +50,12 @@ def make_runner(model_dir: Path, dtype: str = "float32", block_size: int = 4) ->
     """The model alone, with its cache."""
     deployment = make_deployment(model_dir, dtype, block_size)
     return load_runner(deployment, deployment.worker[0], lambda _what, _done: None)
+
+
+def make_prompts(*lengths: int) -> list[list[int]]:
+    """Random prompts, the same in every run."""
+    rng = random.Random(sum(lengths))
+    return [[rng.randrange(VOCAB) for _ in range(n)] for n in lengths]
 
 
 def make_work(request_id: str, token_ids: list[int], max_tokens: int = 8, **sampling: Any) -> Generate:

@@ -28,7 +28,7 @@ from tandem.messages import (
     Stopping,
     Tokens,
 )
-from tests.unit.engines.torch.support import VOCAB, make_checkpoint, make_deployment, make_work
+from tests.unit.engines.torch.support import VOCAB, make_model, make_deployment, make_work
 
 TIMEOUT_S = 30.0
 
@@ -78,7 +78,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness, Ha
     """A prefill and a decode engine on the same random model, paired."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(KEY_VARIABLE, "5a" * 32)
-        deployment = make_deployment(make_checkpoint("llama", tmp_path_factory.mktemp("llama")), max_batch_size=8)
+        deployment = make_deployment(make_model("llama", tmp_path_factory.mktemp("llama")), max_batch_size=8)
         engines = [create(deployment, w, epoch=i + 1, loading=lambda *_: None) for i, w in enumerate(deployment.worker)]
     for engine, peer in zip(engines, reversed(engines), strict=True):
         engine.pair(peer.info)

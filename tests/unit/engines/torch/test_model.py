@@ -12,32 +12,27 @@ from transformers import PreTrainedModel
 from tandem.engines.torch.runner import ModelRunner
 from tandem.engines.torch.scheduler import Step
 from tandem.kv.blocks import BlockPool
+from tests.checkpoints import KINDS
 from tests.unit.engines.torch.support import (
-    CONFIGS,
-    VOCAB,
     generate,
-    make_checkpoint,
+    make_model,
+    make_prompts,
     make_runner,
     make_sequence,
     reference,
 )
 
 TOLERANCE = 1e-4
+"""Absolute, of logits that reach 20 and more."""
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=KINDS)
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ModelRunner, PreTrainedModel]:
-    """One family in Tandem and in transformers."""
-    model_dir = make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+    """One kind of model in Tandem and in transformers."""
+    model_dir = make_model(request.param, tmp_path_factory.mktemp(request.param))
     return make_runner(model_dir), reference(model_dir)
-
-
-def prompts(*lengths: int) -> list[list[int]]:
-    """Random prompts, the same in every run."""
-    rng = random.Random(sum(lengths))
-    return [[rng.randrange(VOCAB) for _ in range(n)] for n in lengths]
 
 
 def all_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
@@ -55,7 +50,7 @@ def greedy(model: PreTrainedModel, token_ids: list[int], count: int) -> list[int
 def test_prefill_logits_of_a_packed_batch(both: tuple[ModelRunner, PreTrainedModel]) -> None:
     runner, model = both
     pool = BlockPool(runner.cache.num_blocks)
-    sequences = [make_sequence(pool, p) for p in prompts(1, 3, 4, 64, 65, 150)]
+    sequences = [make_sequence(pool, p) for p in make_prompts(1, 3, 4, 64, 65, 127)]
     ordered, logits = runner.logits(Step(True, sequences))
     assert ordered == sequences
     for sequence, row in zip(sequences, logits, strict=True):
@@ -66,7 +61,7 @@ def test_prefill_logits_of_a_packed_batch(both: tuple[ModelRunner, PreTrainedMod
 def test_decode_logits_of_a_batch_of_mixed_lengths(both: tuple[ModelRunner, PreTrainedModel]) -> None:
     runner, model = both
     pool = BlockPool(runner.cache.num_blocks)
-    sequences = [make_sequence(pool, p) for p in prompts(300, 1, 40, 3, 4, 5, 8)]
+    sequences = [make_sequence(pool, p) for p in make_prompts(110, 1, 40, 3, 4, 5, 8)]
     for sequence, choice in runner.run(Step(True, sequences)):
         sequence.append(choice.token_id)
     ordered, logits = runner.logits(Step(False, sequences))
@@ -80,10 +75,10 @@ def test_prefill_after_tokens_that_are_in_the_cache(both: tuple[ModelRunner, Pre
     """A prompt read in three pieces, beside another prompt, ends in the same logits."""
     runner, model = both
     pool = BlockPool(runner.cache.num_blocks)
-    (prompt,) = prompts(200)
-    sequence, other = make_sequence(pool, prompt), make_sequence(pool, prompts(30)[0])
+    (prompt,) = make_prompts(110)
+    sequence, other = make_sequence(pool, prompt), make_sequence(pool, make_prompts(30)[0])
     whole = sequence.token_ids
-    for end in (7, 90):
+    for end in (7, 30):
         sequence.token_ids = whole[:end]
         runner.logits(Step(True, [sequence]))
         sequence.num_cached = end
@@ -96,7 +91,7 @@ def test_prefill_after_tokens_that_are_in_the_cache(both: tuple[ModelRunner, Pre
 def test_greedy_tokens_in_any_order(both: tuple[ModelRunner, PreTrainedModel], size: int) -> None:
     runner, model = both
     rng = random.Random(size)
-    chosen = prompts(*(rng.choice([1, 2, 15, 16, 17, 60, 130]) for _ in range(size)))
+    chosen = make_prompts(*(rng.choice([1, 2, 15, 16, 17, 60, 110]) for _ in range(size)))
     pool = BlockPool(runner.cache.num_blocks)
     sequences = [make_sequence(pool, p, max_tokens=12) for p in chosen]
     answers = generate(runner, sequences, 12)
@@ -108,7 +103,7 @@ def test_scattered_blocks(both: tuple[ModelRunner, PreTrainedModel]) -> None:
     """Block tables that descend and interleave: the order of blocks in memory means nothing."""
     runner, model = both
     pool = BlockPool(runner.cache.num_blocks)
-    sequences = [make_sequence(pool, p, max_tokens=12) for p in prompts(33, 20)]
+    sequences = [make_sequence(pool, p, max_tokens=12) for p in make_prompts(33, 20)]
     blocks = list(reversed([*sequences[0].block_ids, *sequences[1].block_ids]))
     first = len(sequences[0].block_ids)
     sequences[0].block_ids, sequences[1].block_ids = blocks[:first], blocks[first:]
@@ -118,10 +113,10 @@ def test_scattered_blocks(both: tuple[ModelRunner, PreTrainedModel]) -> None:
 
 def test_bfloat16_follows_fp32(tmp_path: Path) -> None:
     """The quick bf16 path (packed weights) computes the same function, to bf16's precision."""
-    model_dir = make_checkpoint("qwen3", tmp_path)
+    model_dir = make_model("qwen3", tmp_path)
     runner, model = make_runner(model_dir, "bfloat16"), reference(model_dir)
     pool = BlockPool(runner.cache.num_blocks)
-    sequences = [make_sequence(pool, p) for p in prompts(5, 70)]
+    sequences = [make_sequence(pool, p) for p in make_prompts(5, 70)]
     _, logits = runner.logits(Step(True, sequences))
     for sequence, row in zip(sequences, logits, strict=True):
         expected = all_logits(model, sequence.token_ids)[-1]
