@@ -67,11 +67,12 @@ def _may_not_stop(sequence: Sequence) -> bool:
 
 
 def _choose_one(logits: Tensor, sequence: Sequence) -> Choice:
-    """``logits``: fp32 [vocab_size] on CPU, ours to change."""
+    """``logits``: fp32 [vocab_size] on CPU."""
     sampling = sequence.work.sampling
     if _penalises(sampling):
-        _penalise(logits, sequence, sampling)
+        logits = _penalised(logits, sequence, sampling)
     if _may_not_stop(sequence):
+        logits = logits.clone()
         logits[list(sequence.work.stopping.stop_token_ids)] = -torch.inf
     if sampling.temperature == 0:
         token_id = int(logits.argmax())
@@ -81,9 +82,10 @@ def _choose_one(logits: Tensor, sequence: Sequence) -> Choice:
     return Choice(token_id, logprob)
 
 
-def _penalise(logits: Tensor, sequence: Sequence, sampling: Sampling) -> None:
-    """In place. Repetition counts prompt and answer (CTRL, https://arxiv.org/abs/1909.05858); presence and frequency
-    count the answer alone (OpenAI's API)."""
+def _penalised(logits: Tensor, sequence: Sequence, sampling: Sampling) -> Tensor:
+    """Repetition counts prompt and answer (CTRL, https://arxiv.org/abs/1909.05858); presence and frequency count the
+    answer alone (OpenAI's API)."""
+    logits = logits.clone()
     if sampling.repetition_penalty != 1.0:
         seen = torch.unique(torch.tensor(sequence.token_ids))
         values = logits[seen]
@@ -93,6 +95,7 @@ def _penalise(logits: Tensor, sequence: Sequence, sampling: Sampling) -> None:
     if answer:
         seen, counts = torch.unique(torch.tensor(answer), return_counts=True)
         logits[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    return logits
 
 
 def sample(logits: Tensor, sampling: Sampling, u: float) -> int:

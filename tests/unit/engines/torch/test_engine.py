@@ -6,9 +6,7 @@ import queue
 import random
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import msgspec
 import pytest
 
 from tandem.engines.torch.engine import TorchEngine, create
@@ -24,11 +22,9 @@ from tandem.messages import (
     Prefill,
     Prefilled,
     Pulled,
-    Sampling,
-    Stopping,
     Tokens,
 )
-from tests.unit.engines.torch.support import VOCAB, make_model, make_deployment, make_work
+from tests.unit.engines.torch.support import VOCAB, make_deployment, make_model, make_work
 
 TIMEOUT_S = 30.0
 
