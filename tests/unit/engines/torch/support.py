@@ -32,15 +32,17 @@ def reference(model_dir: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
 
 
-def make_deployment(model_dir: Path, dtype: str = "float32", block_size: int = 4, **worker: Any) -> Deployment:
+def make_deployment(
+    model_dir: Path, dtype: str = "float32", block_size: int = 4, name: str = "0", **worker: Any
+) -> Deployment:
     """A deployment of one worker of each stage, one thread each."""
     common = {"threads": 1, "kv_memory": "4MiB"} | worker
     return Deployment(
         name="test",
         model=Model(path=str(model_dir), dtype=dtype),  # type: ignore[arg-type]
         worker=[
-            Worker(name="prefill_0", stage="prefill", **common),
-            Worker(name="decode_0", stage="decode", **common),
+            Worker(name=f"prefill_{name}", stage="prefill", **common),
+            Worker(name=f"decode_{name}", stage="decode", **common),
         ],
         kv=Kv(block_size=block_size),
     )
