@@ -12,7 +12,7 @@ from typing import IO
 from tandem.errors import TandemError
 from tandem.triton.processes import end_run
 
-_KEEP = 5
+_KEEP = 20
 """Ended runs whose logs are kept."""
 
 
