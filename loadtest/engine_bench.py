@@ -78,7 +78,7 @@ class EngineBenchReport:
 
 
 @dataclass(frozen=True)
-class _Workload:
+class Workload:
     """``batch`` prompts of ``prompt`` tokens, then ``steps`` decode steps; without steps the prompt is measured."""
 
     batch: int
@@ -94,7 +94,7 @@ class _Workload:
         return self.batch * (self.steps or self.prompt)
 
 
-WORKLOADS = (_Workload(1, PREFILL_TOKENS, 0), *(_Workload(b, PROMPT_TOKENS, STEPS) for b in BATCHES))
+WORKLOADS = (Workload(1, PREFILL_TOKENS, 0), *(Workload(b, PROMPT_TOKENS, STEPS) for b in BATCHES))
 
 
 def run_engine_bench(
@@ -105,12 +105,12 @@ def run_engine_bench(
     config = read_config(model_dir)
     peer = _Transformers(model_dir, dtype) if baseline else None
     rows = []
-    with _engine(model_dir, threads, dtype) as engine:
+    with bare_engine(model_dir, threads, dtype) as engine:
         machine = _measure_machine(threads, DTYPES[dtype])
         for workload in WORKLOADS:
             ours, theirs = [], []
             for repetition in range(repetitions + 1):
-                prompts = _prompts(workload, config.vocab_size)
+                prompts = random_prompts(workload, config.vocab_size)
                 seconds = engine.run(prompts, workload.steps)
                 reference = peer.run(prompts, workload.steps) if peer else float("nan")
                 if repetition:  # the first one warms up
@@ -139,7 +139,7 @@ def table(report: EngineBenchReport) -> Table:
 
 
 def _row(
-    workload: _Workload,
+    workload: Workload,
     ours: list[float],
     theirs: list[float],
     config: ModelConfig,
@@ -170,14 +170,15 @@ def _weights(config: ModelConfig) -> int:
     return c.num_layers * (heads + 3 * c.hidden_size * c.intermediate_size) + c.vocab_size * c.hidden_size
 
 
-def _prompts(workload: _Workload, vocab_size: int) -> list[list[int]]:
+def random_prompts(workload: Workload, vocab_size: int) -> list[list[int]]:
+    """As many prompts as the workload has, of tokens drawn at random."""
     return [[random.randrange(vocab_size) for _ in range(workload.prompt)] for _ in range(workload.batch)]
 
 
 # ---------------------------------------------------------------- the engine
 
 
-class _Engine:
+class BareEngine:
     """The torch engine as the stages use it: work in, events out of its own thread."""
 
     def __init__(self, deployment: Deployment) -> None:
@@ -220,12 +221,13 @@ class _Engine:
 
 
 @contextmanager
-def _engine(model_dir: Path, threads: int, dtype: str) -> Iterator[_Engine]:
+def bare_engine(model_dir: Path, threads: int, dtype: str) -> Iterator[BareEngine]:
+    """The engine alone, in this process, ended on the way out."""
     os.environ.setdefault(KEY_VARIABLE, secrets.token_hex(KEY_BYTES))
     common: dict[str, Any] = {"threads": threads, "max_batch_size": max(BATCHES), "kv_memory": "512MiB"}
     workers = [Worker(name="engine", stage="decode", **common), Worker(name="unused", stage="prefill", **common)]
     model = msgspec.convert({"path": str(model_dir), "dtype": dtype}, Model)
-    engine = _Engine(Deployment(name="bench", model=model, worker=workers, kv=Kv()))
+    engine = BareEngine(Deployment(name="bench", model=model, worker=workers, kv=Kv()))
     try:
         yield engine
     finally:
@@ -243,7 +245,7 @@ class _Transformers:
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[list[int]], steps: int) -> float:
-        """As ``_Engine.run``."""
+        """As ``BareEngine.run``."""
         cache = DynamicCache()
         began = time.perf_counter()
         tokens = self._step(torch.tensor(prompts), cache)

@@ -1,4 +1,8 @@
-"""The whole stack under the bare engine's own measurements: same model, same threads, through gRPC, lanes and NIXL."""
+"""What the whole stack costs: gRPC, orchestrator, lanes and the KV hand-over, beside the bare engine in the same run.
+
+Both get the same prompts and take turns, on the same number of threads per engine; each figure is a median. The stack's
+clients run in this process, one gRPC stream per request, so their own work counts against the stack.
+"""
 
 from __future__ import annotations
 
@@ -7,107 +11,141 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import tritonclient.grpc.aio as grpc_aio
+from engine_bench import BATCHES, PREFILL_TOKENS, PROMPT_TOKENS, BareEngine, Workload, bare_engine, random_prompts
+from rich.table import Table
 from tritonclient.utils import np_to_triton_dtype
 
+from tandem.deployment import Deployment
+from tandem.triton.server import TritonServer
+
+STEPS = 128
+VOCAB_SIZE = 49_000
 STREAM_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
-class StackResult:
-    """Medians over the repetitions."""
+class StackBenchRow:
+    """One workload. Tokens/s, or milliseconds for the time to first token."""
 
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: dict[int, float]
-    """By number of streams at once."""
-    ttft_ms: float
-    """One request at a time, prompt of ``ttft_prompt`` tokens."""
+    name: str
+    unit: str
+    stack: float
+    engine: float
+    ratio: float
+    """Stack over bare engine."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class StackBenchReport:
+    """All workloads of one run."""
+
+    threads: int
+    repetitions: int
+    rows: list[StackBenchRow]
+    added_ttft_ms: float
+    """Median time to first token through the stack less that of the bare engine, one request at a time."""
+
+
+@dataclass(frozen=True)
 class _Arrivals:
-    """When the tokens of one stream came."""
+    """When a stream was sent, and when its tokens came."""
 
+    sent: float
     times: list[float]
-    started: float
 
 
-def _inputs(prompt: list[int], max_tokens: int) -> list[grpc_aio.InferInput]:
-    values = {
-        "input_ids": np.array([prompt], np.int32),
-        "max_tokens": np.array([[max_tokens]], np.int32),
-        "ignore_eos": np.array([[True]]),
-        "stream": np.array([[True]]),
-    }
-    tensors = []
-    for name, array in values.items():
-        tensor = grpc_aio.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    return tensors
+WORKLOADS = (Workload(4, PREFILL_TOKENS, 0), *(Workload(batch, PROMPT_TOKENS, STEPS) for batch in BATCHES))
+TTFT = Workload(1, PROMPT_TOKENS, 0)
+
+
+def run_stack_bench(deployment: Deployment, threads: int = 1, repetitions: int = 3) -> StackBenchReport:
+    """Measure every workload ``repetitions`` times, stack and bare engine in turn."""
+    workers = [msgspec.structs.replace(worker, threads=threads) for worker in deployment.worker]
+    model = deployment.model
+    with (
+        TritonServer(msgspec.structs.replace(deployment, worker=workers)) as server,
+        bare_engine(Path(model.path), threads, model.dtype) as engine,
+    ):
+        rows = [_compare(server.grpc_url, engine, workload, repetitions) for workload in WORKLOADS]
+        ttft = _compare(server.grpc_url, engine, TTFT, 10 * repetitions)
+    rows.append(_as_latency(ttft))
+    return StackBenchReport(threads, repetitions, rows, rows[-1].stack - rows[-1].engine)
+
+
+def table(report: StackBenchReport) -> Table:
+    """The report for a terminal."""
+    title = f"whole stack beside the bare engine, {report.threads} thread(s) an engine, median of {report.repetitions}"
+    result = Table("", "whole stack", "bare engine", "ratio", title=title)
+    for column in result.columns[1:]:
+        column.justify = "right"
+    for row in report.rows:
+        result.add_row(f"{row.name}, {row.unit}", f"{row.stack:.1f}", f"{row.engine:.1f}", f"{row.ratio:.2f}")
+    result.add_row("added time to first token, ms", f"{report.added_ttft_ms:.1f}", "", "")
+    return result
+
+
+def _compare(url: str, engine: BareEngine, workload: Workload, repetitions: int) -> StackBenchRow:
+    ours, bare = [], []
+    for repetition in range(repetitions + 1):
+        prompts = random_prompts(workload, VOCAB_SIZE)
+        stack_s = asyncio.run(_run_stack(url, prompts, workload.steps))
+        engine_s = engine.run(prompts, workload.steps)
+        if repetition:  # the first one warms up
+            ours.append(workload.tokens / stack_s)
+            bare.append(workload.tokens / engine_s)
+    stack, alone = statistics.median(ours), statistics.median(bare)
+    return StackBenchRow(workload.name, "tokens/s", stack, alone, stack / alone)
+
+
+def _as_latency(row: StackBenchRow) -> StackBenchRow:
+    """Tokens/s of one prompt at a time, as the milliseconds until its answer's first token."""
+    stack_ms, engine_ms = (1e3 * TTFT.prompt / rate for rate in (row.stack, row.engine))
+    name = f"time to first token, {TTFT.prompt} tokens"
+    return StackBenchRow(name, "ms", stack_ms, engine_ms, stack_ms / engine_ms)
+
+
+async def _run_stack(url: str, prompts: list[list[int]], steps: int) -> float:
+    """As ``BareEngine.run``: seconds to read the prompts (no ``steps``), or for all ``steps`` after they were read."""
+    async with grpc_aio.InferenceServerClient(url) as client:
+        await client.is_server_live()  # the connection is open before the clock starts
+        streams = await asyncio.gather(*(_stream(client, prompt, steps + 1) for prompt in prompts))
+    read = max(stream.times[0] for stream in streams)
+    if not steps:
+        return read - min(stream.sent for stream in streams)
+    return max(stream.times[-1] for stream in streams) - read
 
 
 async def _stream(client: grpc_aio.InferenceServerClient, prompt: list[int], max_tokens: int) -> _Arrivals:
-    """One request to ``llm``; the arrival time of every token."""
+    """One request to ``llm``."""
 
     async def requests() -> AsyncIterator[dict[str, object]]:
-        yield {"model_name": "llm", "inputs": _inputs(prompt, max_tokens), "enable_empty_final_response": True}
+        yield {"model_name": "llm", "inputs": inputs, "enable_empty_final_response": True}
 
-    arrivals = _Arrivals([], time.perf_counter())
+    inputs = [
+        _tensor("input_ids", np.array([prompt], np.int32)),
+        _tensor("max_tokens", np.array([[max_tokens]], np.int32)),
+        _tensor("ignore_eos", np.array([[True]])),
+        _tensor("stream", np.array([[True]])),
+    ]
+    sent, times = time.perf_counter(), list[float]()
     async for result, error in client.stream_infer(requests(), stream_timeout=STREAM_TIMEOUT_S):
         if error is not None:
             raise RuntimeError(f"the server refused a benchmark request: {error}")
         ids = result.as_numpy("output_ids")
-        if ids is not None:
-            arrivals.times += [time.perf_counter()] * ids.size
+        times += [time.perf_counter()] * (0 if ids is None else ids.size)
         if result.get_response().parameters["triton_final_response"].bool_param:
             break
-    return arrivals
+    if len(times) != max_tokens:
+        raise RuntimeError(f"an answer has {len(times)} tokens, {max_tokens} were asked for")
+    return _Arrivals(sent, times)
 
 
-async def _together(url: str, prompts: list[list[int]], max_tokens: int) -> list[_Arrivals]:
-    async with grpc_aio.InferenceServerClient(url) as client:
-        return await asyncio.gather(*(_stream(client, prompt, max_tokens) for prompt in prompts))
-
-
-def decode_rate(arrivals: list[list[float]]) -> float:
-    """Tokens/s of all streams while all of them run: from the last first token to the first last token."""
-    begin = max(times[0] for times in arrivals)
-    end = min(times[-1] for times in arrivals)
-    tokens = sum(1 for times in arrivals for at in times if begin < at <= end)
-    return tokens / (end - begin)
-
-
-def measure_decode(url: str, prompts: list[list[int]], max_tokens: int) -> float:
-    """Decode tokens/s of as many streams at once as there are prompts."""
-    arrivals = asyncio.run(_together(url, prompts, max_tokens))
-    return decode_rate([stream.times for stream in arrivals])
-
-
-def measure_prefill(url: str, prompts: list[list[int]]) -> float:
-    """Prompt tokens/s, the prompts sent at once, each answered by one token."""
-    started = time.perf_counter()
-    arrivals = asyncio.run(_together(url, prompts, 1))
-    finished = max(stream.times[-1] for stream in arrivals)
-    return sum(map(len, prompts)) / (finished - started)
-
-
-def measure_ttft(url: str, prompt: list[int], repeats: int) -> list[float]:
-    """Seconds to the first token, one request at a time, each over a connection that is already open."""
-
-    async def run() -> list[float]:
-        taken = []
-        async with grpc_aio.InferenceServerClient(url) as client:
-            for _ in range(repeats):
-                arrivals = await _stream(client, prompt, 1)
-                taken.append(arrivals.times[0] - arrivals.started)
-        return taken
-
-    return asyncio.run(run())
-
-
-def median(values: list[float]) -> float:
-    """The middle value."""
-    return statistics.median(values)
+def _tensor(name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> grpc_aio.InferInput:
+    tensor = grpc_aio.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
