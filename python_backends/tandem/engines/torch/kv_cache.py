@@ -14,11 +14,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tandem.engines.torch.config import ModelConfig
 from tandem.errors import TandemError
+
+Integers = npt.NDArray[np.int64]
 
 LAYOUT = "block-major-v1"
 """Names this layout, and the order of rotary pairs in a key, to other workers."""
@@ -40,38 +44,40 @@ class KvCache:
         heads = 2 * self._heads
         self._slots_of = [slots[layer * heads * block_size :] for layer in range(self._layers)]
         self._pieces_of = [pieces[layer * heads :] for layer in range(self._layers)]
-        self._piece_of = torch.arange(heads, device=device).view(2, self._heads)
-        """Of a block's pieces in one layer: which holds keys (0) or values (1) of which head."""
+        self._pieces_in_layer = np.arange(heads).reshape(2, self._heads)
 
     @property
     def address(self) -> int:
         """Where block 0 starts."""
         return self._memory.data_ptr()
 
-    def slot_index(self, block_ids: Tensor, offsets: Tensor) -> Tensor:
-        """For ``write``: slots of the tokens at ``offsets`` in ``block_ids``, int64 [tokens] each.
+    def slots(self, layer: int) -> Tensor:
+        """All slots that ``slot_index`` can name: [slots, head_dim]."""
+        return self._slots_of[layer]
 
-        Returns int64 [tokens, kv_heads, 2].
-        """
-        pieces = block_ids.view(-1, 1, 1) * (self._layers * 2 * self._heads) + self._piece_of.T
-        return pieces * self.block_size + offsets.view(-1, 1, 1)
+    def pieces(self, layer: int) -> Tensor:
+        """All pieces that ``piece_index`` can name: [pieces, block_size * head_dim]."""
+        return self._pieces_of[layer]
 
-    def piece_index(self, tables: Tensor) -> Tensor:
-        """For ``read``: pieces of block tables, int64 [sequences, blocks].
+    def piece_index(self, block_ids: Integers) -> Integers:
+        """Pieces of blocks, keys first: [..., 2, kv_heads]."""
+        return block_ids[..., None, None] * (self._layers * 2 * self._heads) + self._pieces_in_layer
 
-        Returns int64 [2 * sequences * kv_heads * blocks].
-        """
-        blocks = tables[None, :, None, :] * (self._layers * 2 * self._heads)
-        return (blocks + self._piece_of.view(2, 1, -1, 1)).flatten()
+    def slot_index(self, block_ids: Integers, offsets: Integers) -> Integers:
+        """Slots of the tokens at ``offsets`` in ``block_ids`` [tokens], key first: [tokens, kv_heads, 2]."""
+        return self.piece_index(block_ids).transpose(0, 2, 1) * self.block_size + offsets[:, None, None]
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
-        """Store ``keys_values`` [tokens, kv_heads, 2, head_dim] into ``slot_index`` slots."""
+        """Store ``keys_values`` [tokens, kv_heads, 2, head_dim] into the slots of ``slot_index``."""
         self._slots_of[layer].index_put_((slots,), keys_values)
 
-    def read(self, layer: int, pieces: Tensor, sequences: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``piece_index`` pieces, each [sequences * kv_heads, blocks * block_size, head_dim]."""
-        gathered = self._pieces_of[layer].index_select(0, pieces)
-        keys, values = gathered.view(2, sequences * self._heads, -1, self._head_dim).unbind()
+    def read(self, layer: int, pieces: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [sequences * kv_heads, blocks * block_size, head_dim].
+
+        ``pieces``: int64 [2, sequences * kv_heads, blocks].
+        """
+        gathered = self._pieces_of[layer].index_select(0, pieces.view(-1))
+        keys, values = gathered.view(2, pieces.shape[1], -1, self._head_dim).unbind()
         return keys, values
 
 

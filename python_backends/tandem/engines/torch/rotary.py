@@ -1,7 +1,7 @@
-"""Rotary position embedding, as multiplication by complex numbers of modulus 1.
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864): pairs of a head's numbers, turned by the position.
 
-Pairs of one head stand next to each other (``interleave``), not half a head apart as in Hugging Face checkpoints, so
-that a pair reads as one complex number. Queries and keys are permuted alike, so their products do not change.
+Pairs stand next to each other (``interleave``), not half a head apart as in Hugging Face checkpoints, so that a pair
+reads as one complex number. Queries and keys are permuted alike, so their products do not change.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from tandem.engines.torch.config import Llama3Rope, ModelConfig
 
 
-def rotation_table(config: ModelConfig, length: int, device: torch.device) -> Tensor:
-    """cos + i·sin of every position and pair: complex64 [length, head_dim / 2]. https://arxiv.org/abs/2104.09864"""
+def rotation_table(config: ModelConfig, length: int) -> Tensor:
+    """cos + i·sin of every position and pair: complex64 [length, head_dim / 2], on CPU."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = _scale(frequencies, config.rope_scaling)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    return torch.polar(torch.ones_like(angles), angles).to(device)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def _scale(frequencies: Tensor, rope: Llama3Rope) -> Tensor:
@@ -32,29 +32,6 @@ def _scale(frequencies: Tensor, rope: Llama3Rope) -> Tensor:
     )
     blend = blend.clamp(0.0, 1.0)
     return frequencies * blend + frequencies / rope.factor * (1.0 - blend)
-
-
-def group_factors(rotations: Tensor, config: ModelConfig) -> Tensor:
-    """What to multiply a whole group of heads with, once per step, so that a layer needs one product for all.
-
-    Queries are turned and divided by sqrt(head_dim), attention's scale; keys are turned; values stay.
-
-    Args:
-        rotations: rows of ``rotation_table``, [tokens, head_dim / 2].
-
-    Returns:
-        complex64 [tokens, 1, group_size + 2, head_dim / 2].
-    """
-    factors = rotations.unsqueeze(1).repeat(1, config.group_size + 2, 1)
-    factors[:, :-2] /= math.sqrt(config.head_dim)
-    factors[:, -1] = 1.0
-    return factors.unsqueeze(1)
-
-
-def rotate(groups: Tensor, factors: Tensor) -> Tensor:
-    """Multiply the pairs of ``groups`` [tokens, kv_heads, group_size + 2, head_dim] by ``group_factors``, in fp32."""
-    pairs = groups.float().view(torch.complex64)
-    return (pairs * factors).view(torch.float32).to(groups.dtype)
 
 
 def interleave(weight: Tensor, num_heads: int) -> Tensor:

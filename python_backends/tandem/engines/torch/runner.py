@@ -11,6 +11,7 @@ from tandem.deployment import Deployment, Worker
 from tandem.engines.base import LoadingSink
 from tandem.engines.torch.batch import Batch, BatchBuilder
 from tandem.engines.torch.config import ModelConfig, read_config
+from tandem.engines.torch.kernels import choose_kernels
 from tandem.engines.torch.kv_cache import KvCache, blocks_that_fit
 from tandem.engines.torch.memory import collapse_private_memory, keep_freed_memory
 from tandem.engines.torch.model import LlamaModel
@@ -76,12 +77,15 @@ def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) ->
     block_size = deployment.kv.block_size
     block_bytes = block_size * config.kv_bytes_per_token(dtype.itemsize)
     cache = KvCache(config, block_size, blocks_that_fit(worker.kv_bytes, block_bytes), dtype, device)
+    loading("kernels", 0.0)
+    kernels = choose_kernels(config, cache, max_model_len(deployment, config), dtype)
     loading("weights", 0.0)
-    weights = load_weights(config, Checkpoint(model_dir, dtype, device), lambda done: loading("weights", done))
-    model = LlamaModel(config, weights, cache, max_model_len(deployment, config))
+    checkpoint = Checkpoint(model_dir, dtype, device)
+    weights = load_weights(config, checkpoint, kernels, lambda done: loading("weights", done))
+    model = LlamaModel(config, weights, kernels)
     if device.type == "cpu":
         collapse_private_memory()
-    return ModelRunner(config, model, cache, BatchBuilder(config, cache, dtype), weights.num_bytes, threads)
+    return ModelRunner(config, model, cache, BatchBuilder(cache, kernels, dtype), weights.num_bytes, threads)
 
 
 def max_model_len(deployment: Deployment, config: ModelConfig) -> int:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tandem.engines.torch.config import ModelConfig
+from tandem.engines.torch.kernels import Kernels, Norm
 from tandem.engines.torch.linear import Linear, make_linear
-from tandem.engines.torch.norm import RmsNorm
 from tandem.engines.torch.rotary import interleave
 from tandem.errors import TandemError
 
@@ -23,13 +23,13 @@ from tandem.errors import TandemError
 class LayerWeights:
     """One transformer block."""
 
-    attention_norm: RmsNorm
+    attention_norm: Norm
     qkv: Linear
     """hidden → for each KV head in turn: its query heads, its key, its value."""
-    head_norm: RmsNorm | None
+    head_norm: Norm | None
     """Over the queries and the key of each KV head (Qwen3)."""
     attention_out: Linear
-    mlp_norm: RmsNorm
+    mlp_norm: Norm
     gate_up: Linear
     down: Linear
 
@@ -40,7 +40,7 @@ class ModelWeights:
 
     embedding: Tensor
     layers: list[LayerWeights]
-    final_norm: RmsNorm
+    final_norm: Norm
     head: Linear
     num_bytes: int
     """Bytes of weights that one forward pass of one token reads."""
@@ -104,12 +104,14 @@ def read_fingerprint(model_dir: Path) -> str:
         ) from error
 
 
-def load_weights(config: ModelConfig, checkpoint: Checkpoint, progress: Callable[[float], None]) -> ModelWeights:
+def load_weights(
+    config: ModelConfig, checkpoint: Checkpoint, kernels: Kernels, progress: Callable[[float], None]
+) -> ModelWeights:
     """Read, fuse and pack all layers. ``progress`` takes the fraction done."""
     embedding = checkpoint.read("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     layers = []
     for i in range(config.num_layers):
-        layers.append(_LayerReader(config, checkpoint, f"model.layers.{i}.").read())
+        layers.append(_LayerReader(config, checkpoint, kernels, f"model.layers.{i}.").read())
         progress((i + 1) / config.num_layers)
     head = embedding
     if not config.tied_embeddings:
@@ -118,7 +120,7 @@ def load_weights(config: ModelConfig, checkpoint: Checkpoint, progress: Callable
     return ModelWeights(
         embedding=embedding,
         layers=layers,
-        final_norm=RmsNorm(norm, config.rms_eps),
+        final_norm=kernels.norm(norm, config.rms_eps),
         head=make_linear(head),
         num_bytes=_bytes_per_token(config, head),
     )
@@ -127,8 +129,8 @@ def load_weights(config: ModelConfig, checkpoint: Checkpoint, progress: Callable
 class _LayerReader:
     """Reads one transformer block; names are those of Hugging Face checkpoints."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, prefix: str) -> None:
-        self._config, self._checkpoint, self._prefix = config, checkpoint, prefix
+    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, kernels: Kernels, prefix: str) -> None:
+        self._config, self._checkpoint, self._kernels, self._prefix = config, checkpoint, kernels, prefix
 
     def read(self) -> LayerWeights:
         c = self._config
@@ -142,18 +144,18 @@ class _LayerReader:
             down=self._linear("mlp.down_proj", c.hidden_size, c.intermediate_size),
         )
 
-    def _norm(self, name: str) -> RmsNorm:
+    def _norm(self, name: str) -> Norm:
         weight = self._checkpoint.read(f"{self._prefix}{name}.weight", (self._config.hidden_size,))
-        return RmsNorm(weight, self._config.rms_eps)
+        return self._kernels.norm(weight, self._config.rms_eps)
 
-    def _head_norm(self) -> RmsNorm | None:
+    def _head_norm(self) -> Norm | None:
         """Queries and keys have one weight each; they are stacked, a row for every head of a group."""
         c = self._config
         names = [f"{self._prefix}self_attn.{x}_norm.weight" for x in "qk"]
         if names[0] not in self._checkpoint:
             return None
         q, k = (interleave(self._checkpoint.read(name, (c.head_dim,)), 1) for name in names)
-        return RmsNorm(torch.cat([q.expand(c.group_size, -1), k.unsqueeze(0)]), c.rms_eps)
+        return self._kernels.norm(torch.cat([q.expand(c.group_size, -1), k.unsqueeze(0)]), c.rms_eps)
 
     def _qkv(self) -> Linear:
         c = self._config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,38 +33,42 @@ def cache() -> KvCache:
     return KvCache(config, SIZE, BLOCKS, torch.float32, torch.device("cpu"))
 
 
+def read(cache: KvCache, layer: int, tables: list[list[int]]) -> torch.Tensor:
+    """Keys and values of sequences: [2, sequences, kv_heads, tokens, head_dim]."""
+    pieces = cache.piece_index(np.array(tables)).transpose(2, 0, 3, 1).reshape(2, len(tables) * HEADS, -1)
+    return torch.stack(cache.read(layer, torch.tensor(pieces))).view(2, len(tables), HEADS, -1, DIM)
+
+
+def write(cache: KvCache, layer: int, table: list[int], keys_values: torch.Tensor) -> None:
+    """[tokens, kv_heads, 2, head_dim] into the blocks of one sequence."""
+    positions = np.arange(len(keys_values))
+    slots = cache.slot_index(np.array(table)[positions // SIZE], positions % SIZE)
+    cache.write(layer, torch.tensor(slots), keys_values)
+
+
 def test_reads_what_was_written(cache: KvCache) -> None:
     """Two sequences in scattered blocks, three layers, each with other contents."""
-    tables = torch.tensor([[7, 0, 3], [9, 2, 8]])
+    tables = [[7, 0, 3], [9, 2, 8]]
     written = torch.randn(LAYERS, 2, 3 * SIZE, HEADS, 2, DIM)
-    for sequence, table in enumerate(tables):
-        positions = torch.arange(3 * SIZE)
-        slots = cache.slot_index(table[positions // SIZE], positions % SIZE)
-        for layer in range(LAYERS):
-            cache.write(layer, slots, written[layer, sequence])
     for layer in range(LAYERS):
-        keys, values = cache.read(layer, cache.piece_index(tables), 2)
-        for side, got in enumerate((keys, values)):
-            expected = written[layer, :, :, :, side].transpose(1, 2)
-            assert torch.equal(got.view(2, HEADS, 3 * SIZE, DIM), expected)
+        for sequence, table in enumerate(tables):
+            write(cache, layer, table, written[layer, sequence])
+    for layer in range(LAYERS):
+        assert torch.equal(read(cache, layer, tables), written[layer].permute(3, 0, 2, 1, 4))
 
 
 def test_a_block_is_one_piece_of_memory(cache: KvCache) -> None:
     """Copying block_bytes from one block's address to another's moves exactly that block: what a transfer does."""
-    table = torch.tensor([[4]])
-    offsets = torch.arange(SIZE)
     for layer in range(LAYERS):
-        cache.write(layer, cache.slot_index(table[0].repeat(SIZE), offsets), torch.randn(SIZE, HEADS, 2, DIM))
-    memory = cache._memory.view(torch.uint8)
-    block = cache.block_bytes
-    assert memory.numel() == BLOCKS * block
+        write(cache, layer, [4], torch.randn(SIZE, HEADS, 2, DIM))
+    memory, size = cache._memory.view(torch.uint8), cache.block_bytes
+    assert memory.numel() == BLOCKS * size
     assert memory.data_ptr() == cache.address
-    memory[6 * block : 7 * block] = memory[4 * block : 5 * block]
+    memory[6 * size : 7 * size] = memory[4 * size : 5 * size]
     for layer in range(LAYERS):
-        theirs = cache.read(layer, cache.piece_index(torch.tensor([[6]])), 1)
-        ours = cache.read(layer, cache.piece_index(table), 1)
-        assert torch.equal(torch.stack(theirs), torch.stack(ours))
-        assert torch.count_nonzero(torch.stack(cache.read(layer, cache.piece_index(torch.tensor([[5]])), 1))) == 0
+        assert torch.equal(read(cache, layer, [[6]]), read(cache, layer, [[4]]))
+        assert torch.count_nonzero(read(cache, layer, [[4]])) == 2 * HEADS * SIZE * DIM
+        assert torch.count_nonzero(read(cache, layer, [[5]])) == 0
 
 
 def test_memory_for_no_block_is_an_error() -> None:
