@@ -1,0 +1,151 @@
+"""The measured figures of the README: ``python loadtest/report.py`` writes them between its ``figures`` marks.
+
+Reads what the benchmarks left in ``.tandem``: ``bench.json`` (``make bench``), ``perf/perf.json`` (``make perf``) and
+``soak.json`` (``python loadtest/soak.py``). A table without its file is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from engine_bench import EngineBenchReport
+from kv_bench import KvBenchReport
+from perf import OUTPUT_TOKENS, Row
+from soak import Round
+from stack_bench import StackBenchReport
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """``bench.json``."""
+
+    engine: EngineBenchReport
+    stack: StackBenchReport
+    kv: KvBenchReport
+
+
+def read_bench(path: Path) -> BenchReport:
+    """What ``make bench`` wrote.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing; make it with: make bench")
+    return msgspec.json.decode(path.read_bytes(), type=BenchReport)
+
+
+def engine_section(report: EngineBenchReport) -> str:
+    """The bare engine beside transformers."""
+    machine = report.machine
+    title = (
+        f"**Bare engine beside transformers**, {report.model}, {report.dtype}, {machine.threads} thread(s), "
+        f"median of {report.repetitions}; this machine reads {machine.read_gb_per_s:.1f} GB/s and multiplies "
+        f"{machine.gflop_per_s:.0f} GFLOP/s "
+        "(`python loadtest/engine_bench.py`)"
+    )
+    head = ("tokens/s", "engine", "transformers", "ratio", "limit by bandwidth", "limit by compute")
+    rows = [
+        (
+            r.name,
+            f"{r.engine:.1f}",
+            f"{r.transformers:.1f}",
+            f"{r.ratio:.2f}",
+            f"{r.bandwidth_limit:,.0f}",
+            f"{r.compute_limit:,.0f}",
+        )
+        for r in report.rows
+    ]
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def stack_section(report: StackBenchReport) -> str:
+    """The whole stack beside the bare engine."""
+    title = (
+        f"**Whole stack beside the bare engine**, {report.threads} thread(s) an engine, median of {report.repetitions} "
+        "(`make bench`)"
+    )
+    rows = [[f"{r.name}, {r.unit}", f"{r.stack:.1f}", f"{r.engine:.1f}", f"{r.ratio:.2f}"] for r in report.rows]
+    rows.append(["added time to first token, ms", f"{report.added_ttft_ms:.1f}", "", ""])
+    return f"{title}\n\n{table(('', 'whole stack', 'bare engine', 'ratio'), rows)}"
+
+
+def kv_section(report: KvBenchReport) -> str:
+    """KV transfer beside memcpy."""
+    title = f"**KV transfer beside memcpy**, median of {report.repetitions} (`python loadtest/kv_bench.py`)"
+    rows = [
+        [f"{r.mib} MiB", f"{r.pull_ms:.2f}", f"{r.pull_gb_per_s:.1f}", f"{r.memcpy_gb_per_s:.1f}", f"{r.ratio:.2f}"]
+        for r in report.rows
+    ]
+    return f"{title}\n\n{table(('size', 'pull, ms', 'pull, GB/s', 'memcpy, GB/s', 'ratio'), rows)}"
+
+
+def perf_section(rows: list[Row]) -> str:
+    """perf_analyzer's report."""
+    head = ("model", "streams", "requests/s", "responses/s", "latency p50, ms", "latency p99, ms")
+    cells = [
+        (
+            f"`{r.model}`",
+            f"{r.concurrency}",
+            f"{r.requests_per_s:.2f}",
+            f"{r.responses_per_s:.1f}",
+            f"{r.latency_p50_ms:.0f}",
+            f"{r.latency_p99_ms:.0f}",
+        )
+        for r in rows
+    ]
+    return f"**perf_analyzer**, gRPC streaming, {OUTPUT_TOKENS} tokens an answer (`make perf`)\n\n{table(head, cells)}"
+
+
+def soak_section(rounds: list[Round]) -> str:
+    """What became of thousands of requests, a tenth of them cancelled."""
+    head = ("requests", "at once", "requests/s", "outcomes", "left over", "largest growth of memory")
+    rows = [
+        (
+            f"{r.requests:,}",
+            f"{r.at_once}",
+            f"{r.requests / r.seconds:.1f}",
+            ", ".join(f"{count:,} {outcome}" for outcome, count in r.outcomes.items()),
+            f"{sum(map(sum, r.left.values()))}",
+            f"{100 * max(r.rss_growth.values()):+.2f} %",
+        )
+        for r in rounds
+    ]
+    return f"**Soak** (`python loadtest/soak.py`)\n\n{table(head, rows)}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are right-aligned."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def main(
+    home: Annotated[Path, typer.Option(help="Where the benchmarks left their reports.")] = ROOT / ".tandem",
+    readme: Annotated[Path, typer.Option(help="The file with the marks.")] = ROOT / "README.md",
+) -> None:
+    """Write the tables between the marks."""
+    bench = read_bench(home / "bench.json")
+    sections = [engine_section(bench.engine), stack_section(bench.stack), kv_section(bench.kv)]
+    if (perf := home / "perf" / "perf.json").is_file():
+        sections.append(perf_section(msgspec.json.decode(perf.read_bytes(), type=list[Row])))
+    if (soak := home / "soak.json").is_file():
+        sections.append(soak_section(msgspec.json.decode(soak.read_bytes(), type=list[Round])))
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{readme} lacks the marks {BEGIN} and {END}")
+    readme.write_text("\n\n".join([before + BEGIN, *sections, END + after]))
+    print(f"written: {readme}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
