@@ -42,12 +42,14 @@ class CancelWatch:
             started = time.monotonic()
             for responder in list(self._watched):
                 try:
-                    left = responder.is_cancelled()
+                    self._look_at(responder)
                 except Exception:
-                    log.exception("cannot tell whether a client has left")
-                    continue
-                if responder.closed:
-                    self._watched.pop(responder, None)
-                elif left and (on_cancel := self._watched.pop(responder, None)):
-                    on_cancel()
+                    log.exception("cannot tell whether a client has left, or nobody takes it")
             rest_s = max(SWEEP_S, (time.monotonic() - started) / BUSY_SHARE)
+
+    def _look_at(self, responder: Responder) -> None:
+        left = not responder.closed and responder.is_cancelled()
+        if responder.closed:
+            self._watched.pop(responder, None)
+        elif left and (on_cancel := self._watched.pop(responder, None)):
+            on_cancel()
