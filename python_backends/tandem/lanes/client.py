@@ -42,6 +42,8 @@ POLL_WAIT_S = 1.0
 SILENCE_S = 5.0
 """A worker whose poll stays unanswered for this much longer than its wait is out."""
 RETRY_S = 0.2
+MAX_BATCH = 64
+"""Most commands that are merged at a time."""
 
 Events = list[EngineEvent]
 
@@ -214,6 +216,7 @@ class LaneClient:
             if not isinstance(greeting, HelloReply):
                 raise TandemError("worker_lost", f"worker {self.worker.name} is not ready: {greeting}")
             self._lost.clear()
+            self._last_reply = time.monotonic()
             self._in_loop(self._take_greeting, greeting)
             return greeting.worker.epoch
         reply = self._transport.call(Poll(lane=self._lane, wait_s=POLL_WAIT_S))
@@ -221,7 +224,7 @@ class LaneClient:
             raise TandemError("worker_lost", f"worker {self.worker.name} answered a poll with {type(reply).__name__}")
         self._in_loop(self._take_poll, reply)
         if reply.epoch != epoch:
-            raise TandemError("worker_lost", f"worker {self.worker.name} has restarted")
+            raise TandemError("worker_lost", f"worker {self.worker.name} has lost its engine or restarted")
         return None if self._lost.is_set() else epoch
 
     def _lose_if_known(self, reason: str) -> None:
@@ -231,15 +234,20 @@ class LaneClient:
     # -------------------------------------------------------------- the send thread
 
     def _send_forever(self) -> None:
-        while (command := self._commands.get()) is not None:
-            batch = [command]
-            while not self._commands.empty() and len(batch) < 64:
-                following = self._commands.get()
-                if following is None:
-                    return
-                batch.append(following)
+        while batch := self._next_batch():
             for group in _merge(batch):
                 self._send(group)
+
+    def _next_batch(self) -> list[_Command]:
+        """Waits for a command, and takes those that follow it; nothing at the end."""
+        batch: list[_Command] = []
+        while len(batch) < MAX_BATCH and not (batch and self._commands.empty()):
+            command = self._commands.get()
+            if command is None:
+                self._commands.put(None)  # found again once this batch is sent
+                break
+            batch.append(command)
+        return batch
 
     def _send(self, group: list[_Command]) -> None:
         """One call for a group of commands that were merged; all get the same reply."""

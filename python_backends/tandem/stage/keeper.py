@@ -41,7 +41,6 @@ class EngineKeeper:
         self._ended = threading.Event()
         self._changed = threading.Condition()
         self._last_error = ""
-        self._restarts = 0
         self._thread = threading.Thread(target=self._keep, name=f"keeper-{worker}", daemon=True)
 
     @property
@@ -115,12 +114,14 @@ class EngineKeeper:
 
     def _report_loss(self, reason: str, was_ready: bool) -> None:
         log.error("engine of worker %s is gone: %s", self._worker, reason)
-        self._restarts += 1
         with self._changed:
             self._last_error = self._last_error or reason
             self._changed.notify_all()
         if was_ready:
-            self._on_lost(reason)
+            try:
+                self._on_lost(reason)
+            except Exception:  # this thread must live to start the next engine
+                log.exception("the loss of worker %s's engine was not passed on", self._worker)
 
     def _on_report(self, report: EngineReport) -> None:
         match report:

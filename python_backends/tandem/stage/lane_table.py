@@ -30,12 +30,13 @@ class LaneTable:
     A request belongs to a lane from ``claim`` until its last event. Times are those of one monotonic clock, in seconds.
     """
 
-    def __init__(self, silence_s: float) -> None:
+    def __init__(self, silence_s: float, epoch: Callable[[], int]) -> None:
+        """``epoch`` tells the running engine's, 0 while there is none: lanes learn of a loss by it."""
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._lane_of: dict[str, str] = {}
         self._silence_s = silence_s
-        self.epoch = 0
+        self._epoch = epoch
 
     def claim(self, lane: str, request_ids: list[str], now: float) -> None:
         """From now on events of these requests go to ``lane``."""
@@ -52,7 +53,7 @@ class LaneTable:
             replaced, lane.waiting = lane.waiting, _WaitingPoll(reply, now + poll.wait_s)
             answers = self._take_due(lane, load, now)
         if replaced is not None:
-            replaced.reply(PollReply(epoch=self.epoch, events=[], load=load))
+            replaced.reply(PollReply(epoch=self._epoch(), events=[], load=load))
         _send(answers)
 
     def deliver(self, events: list[EngineEvent], load: Load, now: float) -> None:
@@ -105,7 +106,7 @@ class LaneTable:
         if waiting is None or not (lane.events or now >= waiting.due):
             return []
         events, lane.events, lane.waiting, lane.last_seen = lane.events, [], None, now
-        return [(waiting.reply, PollReply(epoch=self.epoch, events=events, load=load))]
+        return [(waiting.reply, PollReply(epoch=self._epoch(), events=events, load=load))]
 
 
 def is_last(event: EngineEvent) -> bool:

@@ -53,7 +53,7 @@ class Stage:
     def __init__(self, deployment: Deployment, deployment_file: Path, worker: Worker, metrics: StageMetrics) -> None:
         self.worker = worker
         self._metrics = metrics
-        self._lanes = LaneTable(LANE_SILENCE_S)
+        self._lanes = LaneTable(LANE_SILENCE_S, self._epoch)
         self._direct: dict[str, EventSink] = {}
         self._direct_ids = (f"{worker.name}/direct/{n}" for n in itertools.count())
         self._lock = threading.Lock()
@@ -167,12 +167,14 @@ class Stage:
         """Who the running engine is; None while there is none."""
         return self._keeper.info
 
+    def _epoch(self) -> int:
+        info = self._keeper.info
+        return info.epoch if info else 0
+
     # -------------------------------------------------------------- the engine speaks
 
     def _on_events(self, report: Events) -> None:
         self._load = report.load
-        info = self._keeper.info
-        self._lanes.epoch = info.epoch if info else 0
         self._metrics.record(report)
         if report.events:
             self._deliver(report.events)
@@ -189,15 +191,15 @@ class Stage:
             if event.request_id in self._direct:
                 by_request.setdefault(event.request_id, []).append(event)
         for request_id, own in by_request.items():
-            sink = self._direct[request_id]
-            if is_last(own[-1]):
-                del self._direct[request_id]
-            sink(own)
+            sink = self._direct.pop(request_id, None) if is_last(own[-1]) else self._direct.get(request_id)
+            if sink is not None:  # two threads may report one loss
+                sink(own)
 
     def _on_lost(self, reason: str) -> None:
         self._load = Load()
         self._metrics.engine_lost()
         self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended: {reason}")
+        self._lanes.answer_overdue(self._load, float("inf"))  # idle lanes hear of it too
 
     def _fail_all(self, code: ErrorCode, message: str) -> None:
         request_ids = [*self._lanes.request_ids(), *self._direct]
