@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -68,8 +67,15 @@ class Fleet:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     raise
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._paired.wait(), min(left_s, WATCH_S))
+                await self._next_pairing(min(left_s, WATCH_S))
+
+    async def _next_pairing(self, timeout_s: float) -> None:
+        # Not wait_for: up to Python 3.11 it swallows a cancellation that comes together with what it waits for.
+        waiting = asyncio.ensure_future(self._paired.wait())
+        try:
+            await asyncio.wait({waiting}, timeout=timeout_s)
+        finally:
+            waiting.cancel()
 
     def _choose(self, stage: StageName, partner: LaneClient | None = None) -> LaneClient:
         """The worker of a stage that gets the next request; one that is paired with ``partner``, where given."""

@@ -76,6 +76,9 @@ class Journey:
 
     async def run(self) -> None:
         """The whole journey; every way out of it ends the response."""
+        if self._interruption is not None:
+            self._end_interrupted()
+            return
         self._task = asyncio.current_task()
         timeout_s = self.ask.timeout_s or self._limits.request_timeout_s
         timer = asyncio.get_running_loop().call_later(timeout_s, self._run_out, timeout_s)
@@ -100,9 +103,10 @@ class Journey:
 
     def interrupt(self, reason: TandemError) -> None:
         """End the journey at its next wait; the first reason counts."""
-        if self._interruption is None and self._task is not None:
+        if self._interruption is None:
             self._interruption = reason
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     # -------------------------------------------------------------- the corridor
 
@@ -145,7 +149,7 @@ class Journey:
         self._note(num_cached_tokens=prefilled.cached_tokens)
         if prefilled.finish_reason is not None:
             self._held_by.remove(lane)
-            self._finish(prefilled.finish_reason)
+            self._finish("stop" if self._stopped_by_word() else prefilled.finish_reason)
         elif self._stopped_by_word():
             self._finish("stop")  # the unused handle is given up on the way out
         else:
@@ -172,6 +176,7 @@ class Journey:
                 self._finish("stop")
             elif isinstance(finished, Finished):
                 self._held_by.remove(lane)
+                lane.close(self._id)
                 self._finish(finished.reason)
             else:
                 self._send_piece()
