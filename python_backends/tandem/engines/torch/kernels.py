@@ -3,7 +3,6 @@ CPU. Both compute the same functions; the model does not know which it has."""
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol
 
 import torch
@@ -11,8 +10,6 @@ from torch import Tensor
 
 from tandem.engines.torch.config import ModelConfig
 from tandem.engines.torch.kv_cache import Integers, KvCache
-
-log = logging.getLogger(__name__)
 
 
 class Norm(Protocol):
@@ -75,12 +72,9 @@ class Kernels(Protocol):
 def choose_kernels(config: ModelConfig, cache: KvCache, max_len: int, dtype: torch.dtype) -> Kernels:
     """The quicker set that can do it. ``max_len``: positions go from 0 to max_len - 1."""
     if dtype == torch.bfloat16 and cache.device.type == "cpu":
-        try:
-            from tandem.engines.torch.cpu_kernels import CpuKernels
-        except ImportError as error:
-            log.warning("%s: without numba the engine is 10 to 30 %% slower", error)
-        else:
-            return CpuKernels(config, cache, max_len)
+        from tandem.engines.torch.cpu_kernels import CpuKernels  # imports numba, and may compile
+
+        return CpuKernels(config, cache, max_len)
     from tandem.engines.torch.torch_kernels import TorchKernels
 
     return TorchKernels(config, cache, max_len, dtype)

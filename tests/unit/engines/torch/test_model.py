@@ -111,13 +111,16 @@ def test_scattered_blocks(both: tuple[ModelRunner, PreTrainedModel]) -> None:
     assert answers == [greedy(model, s.token_ids[: s.num_prompt], 12) for s in sequences]
 
 
-def test_bfloat16_follows_fp32(tmp_path: Path) -> None:
-    """The quick bf16 path (packed weights) computes the same function, to bf16's precision."""
-    model_dir = make_model("qwen3", tmp_path)
+@pytest.mark.parametrize("kind", ["llama_biased", "qwen3"])
+def test_bfloat16_follows_fp32(tmp_path: Path, kind: str) -> None:
+    """The quick bf16 path (packed weights, compiled kernels) computes the same function, to bf16's precision."""
+    model_dir = make_model(kind, tmp_path)
     runner, model = make_runner(model_dir, "bfloat16"), reference(model_dir)
     pool = BlockPool(runner.cache.num_blocks)
-    sequences = [make_sequence(pool, p) for p in make_prompts(5, 70)]
-    _, logits = runner.logits(Step(True, sequences))
-    for sequence, row in zip(sequences, logits, strict=True):
-        expected = all_logits(model, sequence.token_ids)[-1]
-        assert torch.nn.functional.cosine_similarity(row.float(), expected, dim=0) > 0.999
+    sequences = [make_sequence(pool, p) for p in make_prompts(5, 110, 33)]
+    for is_prefill in (True, False, False):
+        ordered, logits = runner.logits(Step(is_prefill, sequences))
+        for sequence, row in zip(ordered, logits, strict=True):
+            expected = all_logits(model, sequence.token_ids)[-1]
+            assert torch.nn.functional.cosine_similarity(row.float(), expected, dim=0) > 0.999
+            sequence.append(int(expected.argmax()))
