@@ -21,8 +21,9 @@ _BLS_THREADS = 64
 _STUB_TIMEOUT_S = 600
 """For a model to load: an engine reads its weights meanwhile."""
 
-_EXIT_TIMEOUT_S = 10
-"""For requests in flight when the server is asked to stop."""
+_EXIT_TIMEOUT_S = 5
+"""For models to unload when the server is asked to stop; requests have been drained before. Triton 2.51 keeps an error
+that left on a gRPC stream, and the model with it, for ever: such a model is never unloaded, however long one waits."""
 
 
 def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirectory, ports: Ports) -> list[str]:

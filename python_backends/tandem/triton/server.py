@@ -28,7 +28,7 @@ from tandem.triton.runtime import TritonRuntime, find_runtime
 from tandem.triton.server_log import ServerLog
 
 STOP_GRACE_S = 15.0
-"""From the request to stop until everything is killed. Triton itself waits 10 s for requests in flight."""
+"""From the request to stop until everything is killed. Triton itself waits 5 s for its models to unload."""
 
 _DRAIN_TIMEOUT_S = 12.0
 """For the orchestrator to end its requests and close its lanes, before Triton is told."""
