@@ -11,12 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tandem.deployment import Deployment
+from tandem.engines.torch.scheduler import Step
+from tandem.kv.blocks import BlockPool
 from tandem.text.codec import TextCodec
 from tandem.triton.server import TritonServer
 from tests.integration.clients import ask_all, ask_now, generate
+from tests.unit.engines.torch.support import make_runner, make_sequence
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the answers of transformers
 
@@ -44,10 +47,13 @@ def prompts(deployment: Deployment) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def expected(deployment: Deployment, prompts: list[list[int]]) -> list[list[int]]:
+def model(deployment: Deployment) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(deployment.model.path, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def expected(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy answers of ``transformers``; generation is ours to write, so that no default of theirs joins in."""
-    model = AutoModelForCausalLM.from_pretrained(deployment.model.path, dtype=torch.float32)
-    model.eval()
     answers = []
     with torch.inference_mode():
         for prompt in prompts:
@@ -63,6 +69,19 @@ def expected(deployment: Deployment, prompts: list[list[int]]) -> list[list[int]
 
 def request(prompt: list[int]) -> dict[str, Any]:
     return {"input_ids": prompt, "max_tokens": ANSWER_TOKENS, "ignore_eos": True}
+
+
+def test_logits_are_those_of_transformers(
+    deployment: Deployment, model: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    runner = make_runner(Path(deployment.model.path), block_size=16, kv_memory="256MiB")
+    pool = BlockPool(runner.cache.num_blocks)
+    sequences = [make_sequence(pool, prompt, block_size=16) for prompt in prompts[::7]]
+    ordered, logits = runner.logits(Step(True, sequences))
+    with torch.inference_mode():
+        for sequence, row in zip(ordered, logits, strict=True):
+            theirs = model(torch.tensor([sequence.token_ids]), logits_to_keep=1).logits[0, -1]
+            assert (row - theirs).abs().max() < 1e-3
 
 
 def test_alone_over_grpc(fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]) -> None:

@@ -76,7 +76,7 @@ def test_a_silent_lane_gives_up_its_requests() -> None:
 def test_a_lane_with_a_poll_outstanding_is_not_silent() -> None:
     table = LaneTable(10.0, lambda: 1)
     table.claim("a", ["r1"], now=0.0)
-    table.poll(Poll(lane="a", wait_s=60.0), lambda reply: None, LOAD, now=0.0)
+    table.poll(Poll(lane="a", wait_s=60.0), lambda _: None, LOAD, now=0.0)
     assert table.drop_silent(now=30.0) == []
 
 

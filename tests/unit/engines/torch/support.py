@@ -48,9 +48,9 @@ def make_deployment(
     )
 
 
-def make_runner(model_dir: Path, dtype: str = "float32", block_size: int = 4) -> ModelRunner:
+def make_runner(model_dir: Path, dtype: str = "float32", block_size: int = 4, **worker: Any) -> ModelRunner:
     """The model alone, with its cache."""
-    deployment = make_deployment(model_dir, dtype, block_size)
+    deployment = make_deployment(model_dir, dtype, block_size, **worker)
     return load_runner(deployment, deployment.worker[0], lambda _what, _done: None)
 
 

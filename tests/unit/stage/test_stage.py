@@ -1,0 +1,178 @@
+"""A whole stage over a real engine process: lanes, plain clients, refusals, loss."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tandem.errors import TandemError
+from tandem.messages import (
+    Cancel,
+    Done,
+    EngineEvent,
+    Failed,
+    Finished,
+    Hello,
+    HelloReply,
+    LaneReply,
+    LaneRequest,
+    Pair,
+    Poll,
+    PollReply,
+    Refused,
+    Submit,
+    SubmitReply,
+    Tokens,
+    WorkerInfo,
+)
+from tandem.stage.metrics import StageMetrics
+from tandem.stage.stage import Stage
+from tests.unit.stage.engines import DEADLINE_S, DEPLOYMENT, WORKER, use_engine, wait_until, work
+
+FINISHED = Finished(request_id="a", reason="stop")
+
+
+class Worker:
+    """A stage as an orchestrator with one lane sees it."""
+
+    def __init__(self, stage: Stage, metrics: StageMetrics) -> None:
+        self.stage, self.metrics = stage, metrics
+        self.info: WorkerInfo = stage.start()
+
+    def call(self, request: LaneRequest) -> LaneReply:
+        replies: queue.Queue[LaneReply] = queue.Queue()
+        self.stage.handle(request, replies.put)
+        return replies.get(timeout=DEADLINE_S)
+
+    def submit(self, *request_ids: str, epoch: int | None = None) -> list[Failed]:
+        epoch = self.info.epoch if epoch is None else epoch
+        reply = self.call(Submit(lane="l", epoch=epoch, work=[work(i, 7) for i in request_ids]))
+        assert isinstance(reply, SubmitReply)
+        return reply.refused
+
+    def poll(self, wait_s: float = DEADLINE_S) -> PollReply:
+        reply = self.call(Poll(lane="l", wait_s=wait_s))
+        assert isinstance(reply, PollReply)
+        return reply
+
+    def refusals(self, reason: str) -> float | None:
+        labels = {"stage": "prefill", "worker": "prefill_0", "reason": reason}
+        return self.metrics.registry.get_sample_value("tandem_refusals_total", labels)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    file = use_engine(tmp_path, monkeypatch, "create")
+    metrics = StageMetrics("prefill", WORKER.name)
+    stage = Stage(DEPLOYMENT, file, WORKER, metrics)
+    yield Worker(stage, metrics)
+    stage.stop()
+
+
+def test_work_goes_in_and_its_events_come_by_the_lane(worker: Worker) -> None:
+    greeting = worker.call(Hello())
+    assert isinstance(greeting, HelloReply)
+    assert greeting.worker == worker.info
+    assert worker.submit("a") == []
+    reply = worker.poll()
+    assert reply.events == [Tokens(request_id="a", index=0, token_ids=[7]), FINISHED]
+    assert (reply.epoch, reply.load.steps) == (worker.info.epoch, 1)
+
+
+def test_a_poll_is_answered_when_its_time_is_over(worker: Worker) -> None:
+    assert worker.poll(wait_s=0.01) == PollReply(epoch=worker.info.epoch, events=[], load=worker.poll(0.0).load)
+
+
+def test_more_than_fits_is_refused_with_the_limit(worker: Worker) -> None:
+    """The engine of this test never ends requests called ``thread``; five are in hand at most."""
+    refused = worker.submit("a", "b", "c", "d", "e", "f", "g")
+    assert [failed.request_id for failed in refused] == ["f", "g"]
+    assert refused[0].code == "overloaded"
+    assert "prefill_0 has 5 requests in hand" in refused[0].message
+    assert worker.refusals("overloaded") == 2
+
+
+def test_work_for_an_earlier_epoch_is_refused(worker: Worker) -> None:
+    (refused,) = worker.submit("a", epoch=worker.info.epoch - 1)
+    assert refused.code == "worker_lost"
+    assert "restarted" in refused.message
+
+
+def test_a_cancelled_request_ends(worker: Worker) -> None:
+    worker.submit("a")
+    worker.poll()
+    assert worker.call(Cancel(request_ids=["unknown"])) == Done()
+
+
+def test_a_lost_engine_ends_its_requests_and_its_epoch(worker: Worker) -> None:
+    assert worker.submit("thread") == []
+    reply = worker.poll()
+    (failed,) = reply.events
+    assert isinstance(failed, Failed)
+    assert failed.code == "worker_lost"
+    assert failed.message.startswith("the engine of worker prefill_0 ended: exit status 1")
+    assert reply.epoch != worker.info.epoch
+    wait_until(lambda: worker.stage.info)
+    again = worker.call(Hello())
+    assert isinstance(again, HelloReply)
+    assert again.worker.epoch not in (0, worker.info.epoch)
+    assert worker.submit("a", epoch=again.worker.epoch) == []
+    assert FINISHED in worker.poll().events
+    assert worker.metrics.registry.get_sample_value(
+        "tandem_engine_restarts_total", {"stage": "prefill", "worker": "prefill_0"}
+    )
+
+
+def test_an_idle_lane_hears_of_a_loss_at_once(worker: Worker) -> None:
+    """Else it would send work to a worker that has no engine."""
+    replies: queue.Queue[LaneReply] = queue.Queue()
+    worker.stage.handle(Poll(lane="idle", wait_s=10 * DEADLINE_S), replies.put)
+    worker.submit("raise")
+    reply = replies.get(timeout=DEADLINE_S)
+    assert isinstance(reply, PollReply)
+    assert reply.epoch != worker.info.epoch
+
+
+def test_while_there_is_no_engine_everything_is_refused(worker: Worker) -> None:
+    sink: list[EngineEvent] = []
+    worker.stage._keeper.stop()
+    for reply in (worker.call(Hello()), worker.call(Pair(peer=worker.info))):
+        assert isinstance(reply, Refused)
+        assert reply.code == "worker_lost"
+        assert "prefill_0 is starting; try again in 1 s" in reply.message
+    assert [failed.code for failed in worker.submit("a")] == ["worker_lost"]
+    with pytest.raises(TandemError, match="prefill_0 is starting"):
+        worker.stage.submit_direct(work("a"), sink.extend)
+    assert sink == []
+
+
+def test_plain_clients_get_their_own_events(worker: Worker) -> None:
+    sinks: list[queue.Queue[list[EngineEvent]]] = [queue.Queue(), queue.Queue()]
+    ids = [worker.stage.submit_direct(work("same", n), sink.put) for n, sink in enumerate(sinks)]
+    assert len(set(ids)) == 2
+    for n, (request_id, sink) in enumerate(zip(ids, sinks, strict=True)):
+        assert sink.get(timeout=DEADLINE_S) == [
+            Tokens(request_id=request_id, index=0, token_ids=[n]),
+            Finished(request_id=request_id, reason="stop"),
+        ]
+
+
+def test_plain_clients_hear_of_a_loss(worker: Worker) -> None:
+    sink: queue.Queue[list[EngineEvent]] = queue.Queue()
+    worker.stage._direct["held"] = sink.put
+    worker.submit("raise")
+    (failed,) = sink.get(timeout=DEADLINE_S)
+    assert isinstance(failed, Failed)
+    assert failed.code == "worker_lost"
+
+
+def test_stopping_answers_every_poll_and_ends_every_request(worker: Worker) -> None:
+    replies: queue.Queue[LaneReply] = queue.Queue()
+    worker.stage.handle(Poll(lane="idle", wait_s=10 * DEADLINE_S), replies.put)
+    worker.stage.stop()
+    reply = replies.get(timeout=DEADLINE_S)
+    assert isinstance(reply, PollReply)
+    assert worker.poll(wait_s=10 * DEADLINE_S).events == []
