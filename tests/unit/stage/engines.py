@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tandem.deployment import Deployment, Model, Worker, to_json
@@ -46,3 +47,8 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def engine_processes() -> list[psutil.Process]:
+    """Engine processes below this one."""
+    return [p for p in psutil.Process().children() if "tandem.engines.server" in p.cmdline()]

@@ -6,13 +6,12 @@ import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tandem.errors import TandemError
 from tandem.messages import EngineEvent, Events, Finished, Start, Tokens
 from tandem.stage.keeper import EngineKeeper
-from tests.unit.stage.engines import DEADLINE_S, use_engine, wait_until, work
+from tests.unit.stage.engines import DEADLINE_S, engine_processes, use_engine, wait_until, work
 
 
 class Kept:
@@ -49,11 +48,6 @@ def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keep]:
     for one in kept:
         one.keeper.stop()
     assert engine_processes() == []
-
-
-def engine_processes() -> list[psutil.Process]:
-    """Engine processes below this one."""
-    return [p for p in psutil.Process().children() if "tandem.engines.server" in p.cmdline()]
 
 
 def test_passes_commands_and_events_on(keep: Keep) -> None:

@@ -30,7 +30,7 @@ from tandem.messages import (
 )
 from tandem.stage.metrics import StageMetrics
 from tandem.stage.stage import Stage
-from tests.unit.stage.engines import DEADLINE_S, DEPLOYMENT, WORKER, use_engine, wait_until, work
+from tests.unit.stage.engines import DEADLINE_S, DEPLOYMENT, WORKER, engine_processes, use_engine, wait_until, work
 
 FINISHED = Finished(request_id="a", reason="stop")
 
@@ -87,7 +87,7 @@ def test_a_poll_is_answered_when_its_time_is_over(worker: Worker) -> None:
 
 
 def test_more_than_fits_is_refused_with_the_limit(worker: Worker) -> None:
-    """The engine of this test never ends requests called ``thread``; five are in hand at most."""
+    """``max_queue`` and ``max_batch_size`` together are five."""
     refused = worker.submit("a", "b", "c", "d", "e", "f", "g")
     assert [failed.request_id for failed in refused] == ["f", "g"]
     assert refused[0].code == "overloaded"
@@ -101,10 +101,10 @@ def test_work_for_an_earlier_epoch_is_refused(worker: Worker) -> None:
     assert "restarted" in refused.message
 
 
-def test_a_cancelled_request_ends(worker: Worker) -> None:
-    worker.submit("a")
-    worker.poll()
-    assert worker.call(Cancel(request_ids=["unknown"])) == Done()
+def test_cancelling_gives_up_leases_too(worker: Worker) -> None:
+    """The engine of this test counts what it is asked to release as expired."""
+    assert worker.call(Cancel(request_ids=["a", "b"])) == Done()
+    wait_until(lambda: worker.poll(wait_s=0.0).load.handles_expired == 2)
 
 
 def test_a_lost_engine_ends_its_requests_and_its_epoch(worker: Worker) -> None:
@@ -162,11 +162,14 @@ def test_plain_clients_get_their_own_events(worker: Worker) -> None:
 
 def test_plain_clients_hear_of_a_loss(worker: Worker) -> None:
     sink: queue.Queue[list[EngineEvent]] = queue.Queue()
-    worker.stage._direct["held"] = sink.put
-    worker.submit("raise")
+    (engine,) = engine_processes()
+    engine.suspend()
+    request_id = worker.stage.submit_direct(work("a", 1), sink.put)
+    engine.kill()
     (failed,) = sink.get(timeout=DEADLINE_S)
     assert isinstance(failed, Failed)
-    assert failed.code == "worker_lost"
+    assert (failed.request_id, failed.code) == (request_id, "worker_lost")
+    assert "SIGKILL" in failed.message
 
 
 def test_stopping_answers_every_poll_and_ends_every_request(worker: Worker) -> None:
