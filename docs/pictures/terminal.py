@@ -18,9 +18,7 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 COLUMNS = 100
-_WIPED_LINE = re.compile(r"[^\n]*\x1b\[2K")
-_WIPED_LINE_ABOVE = re.compile(r"[^\n]*\n(\x1b\[\?25h)?\x1b\[1A\x1b\[2K")
-_CONTROLS = re.compile(r"\x1b\[\??[0-9;]*[A-Zhl]|\r")
+_PARTS = re.compile(r"\x1b\[(?P<up>\d*)A|(?P<wipe>\x1b\[2K)|\x1b\[\?\d+[hl]|\r|(?P<feed>\n)|(?P<text>\x1b\[[\d;]*m|.)")
 _WEB_FONTS = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
 
 
@@ -40,14 +38,26 @@ def run(command: list[str]) -> str:
 
 
 def last_state(shown: str) -> str:
-    """The text that stays on the screen, with its colours."""
-    return _CONTROLS.sub("", _WIPED_LINE.sub("", _WIPED_LINE_ABOVE.sub("", shown))).strip("\n")
+    """The text that stays on the screen, with its colours: enough of a terminal for what rich and make write."""
+    lines, row = [""], 0
+    for part in _PARTS.finditer(shown):
+        if part["up"] is not None:
+            row = max(0, row - int(part["up"] or 1))
+        elif part["wipe"]:
+            lines[row] = ""
+        elif part["feed"]:
+            row += 1
+            lines += [""] * (row == len(lines))
+        else:
+            lines[row] += part["text"] or ""
+    return "\n".join(lines).strip("\n")
 
 
 def draw(command: list[str], shown: str) -> str:
     """The terminal as SVG."""
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text(f"$ {shlex.join(command)}", style="bold green"))
+    typed = shlex.join([Path(command[0]).name, *command[1:]])
+    console.print(Text(f"$ {typed}", style="bold green"))
     console.print(Text.from_ansi(shown))
     return _WEB_FONTS.sub("", console.export_svg(title="", theme=MONOKAI, unique_id="tandem"))
 
