@@ -109,9 +109,8 @@ class LaneClient:
             thread.start()
 
     def stop(self) -> None:
-        """End both threads. A last poll takes the place of the one under way, so that it is answered at once."""
+        """End both threads, the polling one with the poll under way. What waits to be sent still leaves."""
         self._stopped.set()
-        self._commands.put(_Command(Poll(lane=self._lane, wait_s=0.0), None))
         self._commands.put(None)
         for thread in self._threads:
             thread.join(POLL_WAIT_S + SILENCE_S)
