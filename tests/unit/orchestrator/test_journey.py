@@ -1,0 +1,400 @@
+"""A request's way through both stages, step by step: what leaves when, who is told to let go, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from tandem.api.ask import Ask
+from tandem.deployment import Limits
+from tandem.errors import TandemError
+from tandem.messages import Decode, Failed, Finished, FinishReason, Prefill, Prefilled, Pulled, Sampling, Tokens
+from tandem.orchestrator.journey import Journey
+from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.orchestrator.prompt import read_prompt
+from tandem.text.codec import TextCodec
+from tests.unit.api.channel import Channel
+from tests.unit.orchestrator.workers import Lane, Workers
+from tests.unit.text.models import write_model
+
+DEADLINE_S = 20.0
+TEXT = "The quick dog"
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    return TextCodec(write_model(tmp_path_factory.mktemp("model")))
+
+
+class Trip:
+    """One journey under way, with its client and its workers."""
+
+    def __init__(self, codec: TextCodec, **fields: Any) -> None:
+        given: dict[str, Any] = {"token_ids": [5, 6, 7], "stream": True, "sampling": Sampling(), "request_id": "mine"}
+        self.client, self.workers = Channel(), Workers()
+        self.metrics = OrchestratorMetrics()
+        self.read_started, self.may_read = asyncio.Event(), asyncio.Event()
+        self.may_read.set()
+        self.codec = codec
+        self.answer_ids = codec.encode(TEXT, add_special_tokens=False)
+        assert len(self.answer_ids) >= 3
+        self.journey = Journey(
+            Ask(**given | fields),
+            self.client,
+            fleet=self.workers,  # type: ignore[arg-type]
+            codec=codec,
+            read_prompt=self._read,
+            limits=Limits(),
+            metrics=self.metrics,
+        )
+
+    async def _read(self, ask: Ask, max_model_len: int) -> list[int]:
+        self.read_started.set()
+        await self.may_read.wait()
+        return read_prompt(ask, self.codec, max_model_len)
+
+    @property
+    def prefill(self) -> Lane:
+        return self.workers.prefill
+
+    @property
+    def decode(self) -> Lane:
+        return self.workers.decode
+
+    @property
+    def id(self) -> str:
+        return self.prefill.work[0].request_id
+
+    def start(self) -> None:
+        self.task = asyncio.ensure_future(self.journey.run())
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < end
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        await asyncio.wait_for(self.task, DEADLINE_S)
+        assert self.client.closed
+        assert self.prefill.open == self.decode.open == set()
+
+    async def reach_prefill(self) -> None:
+        self.start()
+        await self.until(lambda: self.prefill.work)
+
+    async def reach_decode(self) -> None:
+        await self.reach_prefill()
+        self.prefill.say(self.tokens(0, 1), Prefilled(request_id=self.id, handle=b"ticket", cached_tokens=2))
+        await self.until(lambda: self.decode.work)
+
+    def tokens(self, begin: int, end: int) -> Tokens:
+        return Tokens(request_id=self.id, index=begin, token_ids=self.answer_ids[begin:end])
+
+    def finished(self, reason: FinishReason = "length") -> Finished:
+        return Finished(request_id=self.id, reason=reason)
+
+    def pulled(self) -> Pulled:
+        return Pulled(request_id=self.id, bytes_moved=4096, seconds=0.5)
+
+    def count(self, outcome: str) -> float | None:
+        return self.metrics.registry.get_sample_value("tandem_requests_total", {"outcome": outcome})
+
+
+def travel(test: Callable[[Trip], Awaitable[None]], codec: TextCodec, **fields: Any) -> Trip:
+    async def run() -> Trip:
+        trip = Trip(codec, **fields)
+        await test(trip)
+        return trip
+
+    return asyncio.run(run())
+
+
+def test_a_whole_journey(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        assert trip.client.ids() == trip.answer_ids[:1]  # the first token did not wait for decode
+        trip.decode.say(trip.pulled())
+        trip.decode.say(trip.tokens(1, len(trip.answer_ids)), trip.finished())
+        await trip.end()
+
+    trip = travel(test, codec, max_tokens=9)
+    prefill, decode = trip.prefill.work[0], trip.decode.work[0]
+    assert isinstance(prefill, Prefill)
+    assert isinstance(decode, Decode)
+    assert (prefill.token_ids, prefill.output_ids, prefill.stopping.max_tokens) == ([5, 6, 7], [], 9)
+    assert (decode.handle, decode.token_ids) == (b"ticket", [5, 6, 7])
+    assert decode.output_ids == trip.answer_ids[:1]
+    assert (decode.stopping, decode.sampling) == (prefill.stopping, prefill.sampling)
+    assert trip.client.ids() == trip.answer_ids
+    assert trip.client.text() == TEXT
+    facts = {"finish_reason": "length", "num_input_tokens": 3, "num_output_tokens": len(trip.answer_ids)}
+    facts |= {"prefill_worker": "prefill_0", "decode_worker": "decode_0", "num_cached_tokens": 2, "kv_bytes": 4096}
+    assert {name: trip.client.fact(name) for name in facts} == facts
+    assert trip.prefill.cancelled == trip.decode.cancelled == []
+    assert trip.count("length") == 1
+
+
+def test_without_streaming_everything_comes_at_the_end(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        assert trip.client.sent == []
+        trip.decode.say(trip.pulled(), trip.tokens(1, len(trip.answer_ids)), trip.finished("stop"))
+        await trip.end()
+
+    trip = travel(test, codec, stream=False)
+    assert (len(trip.client.sent), trip.client.text()) == (1, TEXT)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_an_answer_that_is_over_with_its_first_token(codec: TextCodec, reason: FinishReason) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_prefill()
+        trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=None, finish_reason=reason))
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.decode.work == []
+    assert trip.client.fact("finish_reason") == reason
+    assert trip.client.fact("num_output_tokens") == 1
+    assert trip.prefill.cancelled == []
+
+
+@pytest.mark.parametrize("finish_reason", [None, "length"])
+def test_a_stop_word_in_the_first_token(codec: TextCodec, finish_reason: FinishReason | None) -> None:
+    """Whatever the engine thinks of that token, the answer ends by the stop word, and an unused handle is given up."""
+
+    async def test(trip: Trip) -> None:
+        await trip.reach_prefill()
+        handle = None if finish_reason else b"ticket"
+        trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=handle, finish_reason=finish_reason))
+        await trip.end()
+
+    first = codec.decode(codec.encode(TEXT, add_special_tokens=False)[:1])
+    trip = travel(test, codec, stop_words=(first,))
+    assert trip.decode.work == []
+    assert trip.client.fact("finish_reason") == "stop"
+    assert trip.client.text() == ""
+    assert trip.prefill.cancelled == ([] if finish_reason else [trip.id])
+
+
+def test_a_stop_word_in_decode_stops_the_worker(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.decode.say(trip.pulled(), trip.tokens(1, len(trip.answer_ids)))
+        await trip.end()
+
+    trip = travel(test, codec, stop_words=("dog",))
+    assert trip.client.text() == "The quick "
+    assert trip.client.fact("finish_reason") == "stop"
+    assert trip.decode.cancelled == [trip.id]
+    assert trip.prefill.cancelled == []  # decode has the KV: nothing is left there
+
+
+# ------------------------------------------------------------------ cancellation, in every step
+
+
+def test_cancelled_before_it_began(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.start()
+        trip.journey.cancel()
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.prefill.work == []
+    assert trip.client.error is not None
+    assert trip.client.error.code == "cancelled"
+
+
+def test_cancelled_while_the_prompt_is_read(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.may_read.clear()
+        trip.start()
+        await trip.until(trip.read_started.is_set)
+        trip.journey.cancel()
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.prefill.work == trip.decode.work == []
+    assert trip.client.error is not None
+
+
+def test_cancelled_in_prefill(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_prefill()
+        trip.journey.cancel()
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.prefill.cancelled == [trip.id]
+    assert trip.decode.cancelled == []
+    assert (trip.client.fact("finish_reason"), trip.client.fact("num_output_tokens")) == ("cancelled", 0)
+    assert trip.count("cancelled") == 1
+
+
+def test_cancelled_before_decode_has_the_kv(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.journey.cancel()
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.prefill.cancelled == trip.decode.cancelled == [trip.id]
+    assert trip.client.fact("finish_reason") == "cancelled"
+    assert trip.client.ids() == trip.answer_ids[:1]
+
+
+def test_cancelled_in_the_middle_of_the_answer(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.decode.say(trip.pulled(), trip.tokens(1, 2))
+        await trip.until(lambda: len(trip.client.ids()) == 2)
+        trip.journey.cancel()
+        trip.journey.cancel()
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.prefill.cancelled == []
+    assert trip.decode.cancelled == [trip.id]
+    assert (trip.client.fact("finish_reason"), trip.client.fact("num_output_tokens")) == ("cancelled", 2)
+    assert trip.client.fact("kv_bytes") == 4096
+
+
+def test_cancelled_after_the_end_changes_nothing(codec: TextCodec) -> None:
+    """``Channel`` complains of whatever is sent after the end."""
+
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.decode.say(trip.pulled(), trip.tokens(1, 2), trip.finished(), trip.tokens(2, 3))
+        trip.journey.cancel()
+        await trip.end()
+        trip.journey.cancel()
+        trip.decode.say(trip.tokens(2, 3), trip.finished())
+        await asyncio.sleep(0)
+
+    trip = travel(test, codec)
+    assert trip.client.fact("finish_reason") in ("length", "cancelled")
+
+
+# ------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("step", "held"),
+    [("reading the prompt", 0), ("in prefill on prefill_0", 1), ("in decode on decode_0", 2)],
+)
+def test_a_deadline_says_where_it_ran_out(codec: TextCodec, step: str, held: int) -> None:
+    """``held``: workers that have the request by then, and are told to let go."""
+
+    async def test(trip: Trip) -> None:
+        if step == "reading the prompt":
+            trip.may_read.clear()
+            trip.start()
+        elif "prefill" in step:
+            await trip.reach_prefill()
+        else:
+            await trip.reach_decode()
+        await trip.end()
+
+    trip = travel(test, codec, timeout_s=0.2)
+    assert trip.client.error is not None
+    assert trip.client.error.code == "deadline_exceeded"
+    got = 1 if "decode" in step else 0
+    assert trip.client.error.message == f"timeout_s: not done after 0.2 s; {step}, {got} tokens of the answer made"
+    assert len(trip.prefill.cancelled + trip.decode.cancelled) == held
+    assert trip.count("error") == 1
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_a_worker_that_fails_is_named(codec: TextCodec, stage: str) -> None:
+    async def test(trip: Trip) -> None:
+        await (trip.reach_prefill() if stage == "prefill" else trip.reach_decode())
+        lane = trip.prefill if stage == "prefill" else trip.decode
+        lane.say(Failed(request_id=trip.id, code="lease_expired", message="too late"))
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.client.error is not None
+    assert trip.client.error.code == "lease_expired"
+    assert trip.client.error.message == f"too late (in {stage} on {stage}_0)"
+    assert trip.prefill.cancelled == [trip.id]  # its blocks are not held until the lease ends
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_a_refusal_reaches_the_client_as_it_is(codec: TextCodec, stage: str) -> None:
+    refusal = TandemError("overloaded", "full")
+
+    async def test(trip: Trip) -> None:
+        if stage == "prefill":
+            trip.prefill.refusal = refusal
+            trip.start()
+        else:
+            trip.decode.refusal = refusal
+            await trip.reach_prefill()
+            trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=b"ticket"))
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.client.error is refusal
+    if stage == "decode":
+        assert trip.prefill.cancelled == [trip.id]
+
+
+def test_without_workers_nothing_begins(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.workers.error = TandemError("worker_lost", "no decode worker is ready")
+        trip.start()
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.client.error is trip.workers.error
+
+
+def test_a_worker_that_stops_a_request_by_itself_is_an_error(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_prefill()
+        trip.prefill.say(trip.finished("cancelled"))
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.client.error is not None
+    assert "the worker stopped the request (in prefill on prefill_0)" in trip.client.error.message
+
+
+def test_a_defect_is_an_error_and_not_silence(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.decode.say(msgspec.structs.replace(trip.tokens(1, 2), index=5))  # tokens 1 to 4 are missing
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert trip.client.error is not None
+    assert trip.client.error.code == "engine_failed"
+    assert "in decode on decode_0" in trip.client.error.message
+    assert trip.decode.cancelled == [trip.id]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"token_ids": [5, 9999]}, "input_ids[1]: 9999 is no token id"),
+        ({"token_ids": list(range(64))}, "prompt: 64 tokens; at most 63"),
+        ({"max_tokens": 62}, "max_tokens: 62; after a prompt of 3 tokens the context of 64 leaves 61"),
+        ({"stop_token_ids": (9999,)}, "stop_token_ids[0]: 9999 is no token id"),
+        ({"token_ids": None, "text": "x" * 10_000}, "text_input: 10000 bytes; no text of more than"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(codec: TextCodec, fields: dict[str, Any], said: str) -> None:
+    async def test(trip: Trip) -> None:
+        trip.start()
+        await trip.end()
+
+    trip = travel(test, codec, **fields)
+    assert trip.client.error is not None
+    assert said in trip.client.error.message
+    assert trip.prefill.work == []
