@@ -22,7 +22,7 @@ INPUTS: dict[str, type] = {
     "input_ids": np.int32, "output_ids": np.int32, "stop_token_ids": np.int32,
     "text_input": np.object_, "messages": np.object_, "stop_words": np.object_, "kv_handle": np.object_,
 }  # fmt: skip
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 
 @dataclass
