@@ -58,7 +58,7 @@ def draw(command: list[str], shown: str) -> str:
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor")
     typed = shlex.join([Path(command[0]).name, *command[1:]])
     console.print(Text(f"$ {typed}", style="bold green"))
-    console.print(Text.from_ansi(shown))
+    console.print(Text.from_ansi(shown), end="\n\n")  # the last line's lower edge is cut off
     return _WEB_FONTS.sub("", console.export_svg(title="", theme=MONOKAI, unique_id="tandem"))
 
 
