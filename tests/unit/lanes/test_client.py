@@ -164,3 +164,44 @@ def test_cancels_that_wait_become_one_call() -> None:
         assert cancelled == list("abcdef")
 
     on_lane(test)
+
+
+def test_a_worker_without_an_engine_is_lost_at_once_and_found_again() -> None:
+    """Epoch 0 in a poll's reply: new work must not go there."""
+
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        worker.epoch = 0
+        while lane.info is not None:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TandemError, match="worker w is not ready"):
+            await lane.submit(work("a"))
+        worker.epoch = 7
+        while lane.info is None or lane.info.epoch != 7:
+            await asyncio.sleep(0.01)
+        await lane.submit(work("b"))
+        assert [request.epoch for request in worker.seen if isinstance(request, Submit)] == [7]
+
+    on_lane(test)
+
+
+def test_what_waits_to_be_sent_still_leaves_when_the_lane_ends() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        for name in "abc":
+            lane.cancel(name)
+        await asyncio.to_thread(lane.stop)
+        cancelled = [i for request in worker.seen if isinstance(request, Cancel) for i in request.request_ids]
+        assert cancelled == list("abc")
+
+    on_lane(test)
+
+
+def test_a_request_that_is_closed_is_no_longer_outstanding() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        await lane.submit(work("a"))
+        await lane.submit(work("b"))
+        assert lane.outstanding == 2
+        lane.close("a")
+        worker.events.put([Tokens(request_id="a", index=0, token_ids=[1])])  # late: nobody's
+        assert lane.outstanding == 1
+
+    on_lane(test)
