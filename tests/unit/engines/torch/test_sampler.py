@@ -61,6 +61,7 @@ def left_over(logits: Floats, s: Sampling) -> Floats:
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
+    spread=st.sampled_from([0.0, 0.1, 3.0]),
     temperature=st.floats(0.1, 3.0),
     top_k=st.sampled_from([0, 1, 2, 5, 300, 1000]),
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.05]),
@@ -68,9 +69,9 @@ def left_over(logits: Floats, s: Sampling) -> Floats:
     u=st.floats(0.0, 1.0, exclude_max=True),
 )
 def test_sample_is_the_inverse_of_the_filtered_distribution(
-    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, u: float
+    seed: int, spread: float, temperature: float, top_k: int, top_p: float, min_p: float, u: float
 ) -> None:
-    logits = np.random.default_rng(seed).normal(0, 3, 600).astype(np.float32).astype(np.float64)
+    logits = np.random.default_rng(seed).normal(0, spread, 600).astype(np.float32).astype(np.float64)
     settings_ = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     token = sample(torch.tensor(logits, dtype=torch.float32), settings_, u)
     left = left_over(logits, settings_)
@@ -89,6 +90,12 @@ def test_frequencies_follow_the_distribution() -> None:
     kept = expected > 0
     assert counts[~kept].sum() == 0
     assert ((counts - expected)[kept] ** 2 / expected[kept]).sum() < 44.8
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-3])
+def test_cold_sampling_is_greedy(temperature: float) -> None:
+    logits = np.random.default_rng(2).normal(0, 3, 400)
+    assert choose_one(logits, sequence(temperature=temperature, seed=1)).token_id == int(logits.argmax())
 
 
 def test_uniform_is_a_function_of_seed_and_position() -> None:
