@@ -6,6 +6,7 @@ calls ever waits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -193,7 +194,7 @@ class TorchEngine:
         """Everything that was asked for meanwhile, then one step."""
         self._read_inbox()
         self._leases.expire()
-        for sequence in self._scheduler.start_pulls():
+        for sequence in self._scheduler.admit():
             self._pull(sequence)
         step = self._scheduler.next_step()
         if step is None:
@@ -270,15 +271,15 @@ class TorchEngine:
 
     def _pulled(self, sequence: Sequence, result: PullResult) -> None:
         """A pull has ended, and with it whatever may write into the sequence's blocks."""
-        self._pulls += 1
-        self._bytes_pulled += result.bytes_moved
-        self._pull_seconds += result.seconds
         if sequence.request_id in self._cancelled_pulls:
             self._finish(sequence, "cancelled")
         elif result.error is not None:
             self._fail(sequence, result.error.code, result.error.message)
         else:
             del self._handles[sequence.request_id]
+            self._pulls += 1
+            self._bytes_pulled += result.bytes_moved
+            self._pull_seconds += result.seconds
             self._events.append(
                 Pulled(request_id=sequence.request_id, bytes_moved=result.bytes_moved, seconds=result.seconds)
             )
@@ -335,7 +336,8 @@ class TorchEngine:
                 continue
             if self._scheduler.is_pulling(sequence):
                 self._cancelled_pulls.add(request_id)  # ends in ``_pulled``: until then a read may write to its blocks
-                self._transfer.abort(request_id)
+                with contextlib.suppress(TandemError):  # a transfer that has ended has ended its pulls too
+                    self._transfer.abort(request_id)
             else:
                 self._finish(sequence, "cancelled")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import LoadingSink
-from tandem.engines.torch.batch import Batch, BatchBuilder
+from tandem.engines.torch.batch import BatchBuilder
 from tandem.engines.torch.config import ModelConfig, read_config
 from tandem.engines.torch.kernels import choose_kernels
 from tandem.engines.torch.kv_cache import KvCache, blocks_that_fit
@@ -28,36 +28,24 @@ class ModelRunner:
     """Runs one step at a time."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        model: LlamaModel,
-        cache: KvCache,
-        builder: BatchBuilder,
-        weight_bytes: int,
-        threads: int,
+        self, config: ModelConfig, model: LlamaModel, cache: KvCache, builder: BatchBuilder, threads: int
     ) -> None:
-        self.config, self.cache, self.threads = config, cache, threads
-        self.weight_bytes = weight_bytes
-        """Bytes of weights that decoding one token reads."""
-        self._model, self._builder = model, builder
+        self.config, self.cache = config, cache
+        self._model, self._builder, self._threads = model, builder, threads
 
     def use_in_this_thread(self) -> None:
         """Call once in each thread that runs steps: oneDNN's number of threads is a property of the caller."""
         if self.cache.device.type == "cpu":
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(self._threads)
 
     def run(self, step: Step) -> list[tuple[Sequence, Choice]]:
         """One pass through the model: the next token of each of the step's sequences, in some order."""
-        batch = self.prepare(step)
-        return list(zip(batch.sequences, choose(self._model.forward(batch), batch.sequences), strict=True))
-
-    def prepare(self, step: Step) -> Batch:
-        """The step's tensors."""
-        return (self._builder.prefill if step.is_prefill else self._builder.decode)(step.sequences)
+        sequences, logits = self.logits(step)
+        return list(zip(sequences, choose(logits, sequences), strict=True))
 
     def logits(self, step: Step) -> tuple[list[Sequence], Tensor]:
         """One pass, without choosing: the sequences in row order, and logits [sequences, vocab_size]."""
-        batch = self.prepare(step)
+        batch = (self._builder.prefill if step.is_prefill else self._builder.decode)(step.sequences)
         return batch.sequences, self._model.forward(batch)
 
 
@@ -85,7 +73,7 @@ def load_runner(deployment: Deployment, worker: Worker, loading: LoadingSink) ->
     model = LlamaModel(config, weights, kernels)
     if device.type == "cpu":
         collapse_private_memory()
-    return ModelRunner(config, model, cache, BatchBuilder(cache, kernels, dtype), weights.num_bytes, threads)
+    return ModelRunner(config, model, cache, BatchBuilder(cache, kernels, dtype), threads)
 
 
 def max_model_len(deployment: Deployment, config: ModelConfig) -> int:

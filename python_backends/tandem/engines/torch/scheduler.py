@@ -54,8 +54,8 @@ class Scheduler:
         """Put a sequence at the end of the queue."""
         self._waiting.append(sequence)
 
-    def start_pulls(self) -> list[Sequence]:
-        """Take sequences from the queue for as long as there is room; returns those whose KV must be pulled now."""
+    def admit(self) -> list[Sequence]:
+        """Take sequences from the queue while there is room for them; returns those whose KV must be pulled now."""
         pulls = []
         while self._waiting and self._can_start(self._waiting[0]):
             sequence = self._waiting.popleft()

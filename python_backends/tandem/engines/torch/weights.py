@@ -42,8 +42,6 @@ class ModelWeights:
     layers: list[LayerWeights]
     final_norm: Norm
     head: Linear
-    num_bytes: int
-    """Bytes of weights that one forward pass of one token reads."""
 
 
 class Checkpoint:
@@ -122,7 +120,6 @@ def load_weights(
         layers=layers,
         final_norm=kernels.norm(norm, config.rms_eps),
         head=make_linear(head),
-        num_bytes=_bytes_per_token(config, head),
     )
 
 
@@ -189,11 +186,3 @@ class _LayerReader:
 def _join(parts: list[Tensor]) -> Tensor:
     """Concatenate KV head by KV head."""
     return torch.cat(parts, dim=1).flatten(0, 1)
-
-
-def _bytes_per_token(config: ModelConfig, head: Tensor) -> int:
-    """Bytes of all matrices: what decoding one token must read from memory at least."""
-    c = config
-    qkv = c.hidden_size * c.head_dim * (c.num_heads + 2 * c.num_kv_heads)
-    layer = qkv + c.hidden_size * c.head_dim * c.num_heads + 3 * c.hidden_size * c.intermediate_size
-    return (c.num_layers * layer + head.numel()) * head.element_size()

@@ -36,7 +36,7 @@ def make_scheduler(blocks: int = 100, size: int = 4, tokens: int = 32) -> tuple[
 
 def run(scheduler: Scheduler) -> tuple[bool, list[Sequence]] | None:
     """One step: every sequence gets a token; those that prefilled go on."""
-    assert scheduler.start_pulls() == []
+    assert scheduler.admit() == []
     step = scheduler.next_step()
     if step is None:
         return None
@@ -99,7 +99,7 @@ def test_blocks_for_the_whole_answer_are_reserved() -> None:
 def test_a_prefill_reserves_its_prompt_only() -> None:
     scheduler, pool = make_scheduler()
     scheduler.add(make(Prefill, 5, max_tokens=400))
-    assert scheduler.start_pulls() == []
+    assert scheduler.admit() == []
     assert pool.used == 2
 
 
@@ -126,7 +126,7 @@ def test_pulls_start_as_soon_as_there_is_memory() -> None:
     sequences = [make(Decode, 4, name=str(i)) for i in range(3)]
     for s in sequences:
         scheduler.add(s)
-    assert scheduler.start_pulls() == sequences
+    assert scheduler.admit() == sequences
     assert scheduler.next_step() is None
     assert (scheduler.running, scheduler.queued) == (0, 3)
     for s in reversed(sequences):
@@ -140,7 +140,7 @@ def test_what_a_handle_does_not_cover_is_prefilled() -> None:
     sequence = make(Decode, 8)
     sequence.num_cached = 6
     scheduler.add(sequence)
-    assert scheduler.start_pulls() == [sequence]
+    assert scheduler.admit() == [sequence]
     scheduler.pulled(sequence)
     assert run(scheduler) == (True, [sequence])
 
@@ -151,7 +151,7 @@ def test_removed_sequences_are_gone_from_everywhere() -> None:
     scheduler.add(running)
     run(scheduler)
     scheduler.add(pulling)
-    assert scheduler.start_pulls() == [pulling]
+    assert scheduler.admit() == [pulling]
     scheduler.add(waiting)
     for s in (waiting, running, pulling):
         scheduler.remove(s)
