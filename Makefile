@@ -15,12 +15,13 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench perf clean core dev triton
+.PHONY: help demo serve test lint bench perf soak clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
 	@echo "make test    all tests          make lint   ruff and mypy"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
+	@echo "make soak    12,000 requests, a tenth of which leave: nothing hangs, nothing is left"
 	@echo "make clean   remove everything that was set up"
 
 demo: core triton $(DEMO_MODEL)
@@ -42,6 +43,9 @@ bench: dev triton $(DEMO_MODEL)
 
 perf: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/perf.py
+
+soak: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/soak.py
 
 clean:
 	rm -rf .venv .tandem .mypy_cache .ruff_cache .pytest_cache .hypothesis python_backends/*.egg-info

@@ -93,10 +93,10 @@ def _compare(url: str, engine: BareEngine, workload: Workload, repetitions: int)
     ours, bare = [], []
     for repetition in range(repetitions + 1):
         prompts = random_prompts(workload, VOCAB_SIZE)
-        stack_s = asyncio.run(_run_stack(url, prompts, workload.steps))
+        stack_rate = asyncio.run(_run_stack(url, prompts, workload.steps))
         engine_s = engine.run(prompts, workload.steps)
         if repetition:  # the first one warms up
-            ours.append(workload.tokens / stack_s)
+            ours.append(stack_rate)
             bare.append(workload.tokens / engine_s)
     stack, alone = statistics.median(ours), statistics.median(bare)
     return StackBenchRow(workload.name, "tokens/s", stack, alone, stack / alone)
@@ -110,14 +110,19 @@ def _as_latency(row: StackBenchRow) -> StackBenchRow:
 
 
 async def _run_stack(url: str, prompts: list[list[int]], steps: int) -> float:
-    """As ``BareEngine.run``: seconds to read the prompts (no ``steps``), or for all ``steps`` after they were read."""
+    """Tokens/s: of the prompts (no ``steps``), or of the answers while all streams run.
+
+    The engines of the stack work side by side, so the first streams decode while the last prompts are still read:
+    what comes before the last first token, or after the first last one, does not count.
+    """
     async with grpc_aio.InferenceServerClient(url) as client:
         await client.is_server_live()  # the connection is open before the clock starts
         streams = await asyncio.gather(*(_stream(client, prompt, steps + 1) for prompt in prompts))
     read = max(stream.times[0] for stream in streams)
     if not steps:
-        return read - min(stream.sent for stream in streams)
-    return max(stream.times[-1] for stream in streams) - read
+        return sum(map(len, prompts)) / (read - min(stream.sent for stream in streams))
+    end = min(stream.times[-1] for stream in streams)
+    return sum(read < at <= end for stream in streams for at in stream.times) / (end - read)
 
 
 async def _stream(client: grpc_aio.InferenceServerClient, prompt: list[int], max_tokens: int) -> _Arrivals:
