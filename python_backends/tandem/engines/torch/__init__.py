@@ -1,0 +1,24 @@
+"""The embedded engine: Llama-family models on PyTorch, with a paged KV cache and continuous batching.
+
+In reading order:
+
+    sequence.py       one request inside the engine
+    scheduler.py      what runs next
+    engine.py         the loop: commands in, steps, events out; ``create`` builds it all
+    handover.py       leases, handles and pulls
+    checks.py         what is refused at once
+    sampler.py        from logits to tokens
+    runner.py         the model and its memory, ready to run steps
+    batch.py          one step's sequences as tensors
+    model.py          the forward pass
+    kernels.py        what a layer does between its matrix products: the interface
+    torch_kernels.py    … in torch, for every device and dtype
+    cpu_kernels.py      … for bf16 on CPU
+    compiled.py         … its loops
+    attention.py      attention of prefill steps
+    kv_cache.py       the paged cache
+    rotary.py         position embedding
+    linear.py         the matrix products
+    config.py, weights.py    the checkpoint
+    memory.py         the operating system's part
+"""

@@ -13,7 +13,7 @@ from tandem.kv.pull import PullResult
 from tandem.kv.transfer import KvTransfer
 from tandem.messages import Decode, KvHandle, WorkerInfo
 
-REDEEMED_REMEMBERED = 65536
+REDEEMED_REMEMBERED = 4096
 """Handles that this worker remembers having taken; the lease refuses an older one."""
 
 

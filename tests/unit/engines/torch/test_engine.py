@@ -356,3 +356,35 @@ def test_more_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
         harness.until_idle()
     finally:
         engine.stop()
+
+
+def test_many_short_requests_with_cancellations_leave_nothing_behind(pair: tuple[Harness, Harness]) -> None:
+    """300 requests through both stages, a fifth of them cancelled at random moments: all end, and all is given back."""
+    prefill, decode = pair
+    rng = random.Random(0)
+    ends = 0
+    for round_ in range(10):
+        work = [
+            make_work(f"{round_}-{i}", p, max_tokens=rng.randrange(1, 12), temperature=1.0, seed=i)
+            for i, p in enumerate(random_prompts(30, 60))
+        ]
+        doomed = {w.request_id for w in work if rng.random() < 0.2}
+        prefill.engine.submit([as_prefill(w) for w in work])
+        prefill.engine.cancel([r for r in doomed if rng.random() < 0.5])
+        decodes = []
+        for w in work:
+            events = prefill.wait(w.request_id)
+            if isinstance(events[-1], Prefilled) and events[-1].handle is not None:
+                decodes.append(as_decode(w, tokens_of(events), events[-1].handle))
+            else:
+                ends += 1
+        decode.engine.submit(list(decodes))
+        decode.engine.cancel([w.request_id for w in decodes if w.request_id in doomed])
+        for w in decodes:
+            end = decode.wait(w.request_id)[-1]
+            assert isinstance(end, Finished), end
+            ends += 1
+        prefill.engine.cancel([w.request_id for w in work])
+    assert ends == 300
+    for harness in pair:
+        assert harness.until_idle().handles_held == 0
