@@ -7,6 +7,7 @@ counters that Prometheus reads it from (``_bucket`` with ``le``, ``_sum``, ``_co
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 from typing import Any
@@ -57,10 +58,14 @@ class MetricsBridge:
             family = self._families.get(sample.name)
             if family is None:
                 kinds = self._pb.MetricFamily
-                family = self._families[sample.name] = self._pb.MetricFamily(
-                    name=sample.name, description=documentation, kind=kinds.GAUGE if kind == "gauge" else kinds.COUNTER
+                family = self._families[sample.name] = _immortal(
+                    self._pb.MetricFamily(
+                        name=sample.name,
+                        description=documentation,
+                        kind=kinds.GAUGE if kind == "gauge" else kinds.COUNTER,
+                    )
                 )
-            metric = self._metrics[key] = family.Metric(labels=dict(sample.labels))
+            metric = self._metrics[key] = _immortal(family.Metric(labels=dict(sample.labels)))
         if kind == "gauge":
             metric.set(sample.value)
         elif sample.value > (before or 0.0):
@@ -73,3 +78,9 @@ class MetricsBridge:
                 self.flush()
             except Exception:
                 log.exception("metrics were not carried over to Triton; trying again in %.0f s", FLUSH_S)
+
+
+def _immortal(thing: Any) -> Any:
+    """Never freed: Triton 2.51 crashes when a metric is freed after its model was finalized."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    return thing

@@ -6,6 +6,9 @@ one while other calls start deadlocks Triton's Python backend.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -14,6 +17,8 @@ from tandem.api.tensors import bytes_tensor
 from tandem.errors import TandemError
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
 
+KEEP_S = 5.0
+
 
 class BlsTransport:
     """Calls the stage model ``model_name``. ``pb_utils`` is Triton's Python backend module."""
@@ -21,6 +26,8 @@ class BlsTransport:
     def __init__(self, model_name: str, pb_utils: Any) -> None:
         self._model_name = model_name
         self._pb = pb_utils
+        self._kept: deque[tuple[float, Any, Any]] = deque()
+        self._lock = threading.Lock()
         self._decoder: msgspec.msgpack.Decoder[LaneReply] = decoder(LaneReply)
 
     def call(self, request: LaneRequest) -> LaneReply:
@@ -31,10 +38,24 @@ class BlsTransport:
             inputs=[self._pb.Tensor("lane_request", bytes_tensor(encode(request)))],
         )
         try:
-            response = next(iter(inference.exec(decoupled=True)))
+            responses = inference.exec(decoupled=True)
+            response = next(iter(responses))
         except (self._pb.TritonModelException, StopIteration) as error:
             raise TandemError("worker_lost", f"worker {self._model_name} does not answer: {error}") from error
+        self._keep(responses, response)
         if response.has_error():
             raise TandemError("worker_lost", f"worker {self._model_name}: {response.error().message()}")
         reply = self._pb.get_output_tensor_by_name(response, "lane_reply")
         return self._decoder.decode(reply.as_numpy().tobytes())
+
+    def _keep(self, responses: Any, response: Any) -> None:
+        """Hold a response for a while after its use.
+
+        A thread of Triton's forgets the call some time after it has ended. Were its reference the last one, that thread
+        would free Python objects without the GIL and corrupt the heap (Triton 2.51, ``~PbTensor``; mended in 2.53).
+        """
+        now = time.monotonic()
+        with self._lock:
+            self._kept.append((now, responses, response))
+            while self._kept[0][0] < now - KEEP_S:
+                self._kept.popleft()

@@ -19,7 +19,7 @@ from tandem.routing.least_loaded import Candidate, choose
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
-WORKER_WAIT_S = 10.0
+WORKER_WAIT_S = 30.0
 """How long a request waits for workers when there are none."""
 
 

@@ -85,6 +85,7 @@ class TritonResponder:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
+        self._wanted = frozenset(request.requested_output_names())
         self._lock = threading.Lock()
         self._closed = False
 
@@ -95,7 +96,9 @@ class TritonResponder:
 
     def send(self, tensors: dict[str, Array], *, final: bool) -> None:
         """Send one response; after the final one nothing more leaves."""
-        self._send(to_response(tensors), final)
+        # Tensors that nobody asked for Triton 2.51 would drop itself, without the GIL, and corrupt Python's heap.
+        wanted = {name: array for name, array in tensors.items() if name in self._wanted}
+        self._send(to_response(wanted), final)
 
     def fail(self, error: TandemError) -> None:
         """End with an error."""
