@@ -14,7 +14,6 @@ import random
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,7 +44,7 @@ class Round:
 
     requests: int
     at_once: int
-    outcomes: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     rss_growth: dict[str, float] = field(default_factory=dict)
     """Per process: median of the last quarter over median of the third quarter, minus 1."""
@@ -103,7 +102,8 @@ async def run_round(url: str, this: Round, progress: Progress, draw: random.Rand
     async def sender() -> None:
         async with grpc_aio.InferenceServerClient(url) as client:
             for number in numbers:
-                this.outcomes[await one_request(client, number, draw)] += 1
+                outcome = await one_request(client, number, draw)
+                this.outcomes[outcome] = this.outcomes.get(outcome, 0) + 1
                 progress.advance(task)
 
     await asyncio.gather(*(sender() for _ in range(this.at_once)))
@@ -184,7 +184,7 @@ def show(rounds: list[Round], console: Console) -> bool:
             str(this.requests),
             str(this.at_once),
             f"{this.requests / this.seconds:.1f}",
-            ", ".join(f"{count} {outcome}" for outcome, count in this.outcomes.most_common()),
+            ", ".join(f"{count} {outcome}" for outcome, count in this.outcomes.items()),
             "nothing" if left == 0 else str(this.left),
             f"{100 * this.rss_growth[worst]:+.2f} % ({worst})",
         )
