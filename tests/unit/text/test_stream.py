@@ -68,7 +68,7 @@ def test_bytes_that_are_not_text(parts: list[bytes]) -> None:
     assert "".join(pieces(stream(TINY), token_ids)) == TINY.decode(token_ids)
 
 
-@given(st.text(max_size=60))
+@given(st.text(max_size=60).filter(lambda text: "<" not in text))  # the special tokens' texts, which leave no text
 @settings(max_examples=500)
 def test_text_comes_back_without_half_characters(text: str) -> None:
     token_ids = encode(TINY, text)
