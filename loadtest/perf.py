@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,7 +133,8 @@ def main() -> None:
         load_deployment(ROOT / "deployments" / "local.toml"), http_port=0, grpc_port=0, metrics_port=0
     )
     out = ROOT / ".tandem" / "perf"
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)  # perf_analyzer refuses to write over an earlier report
+    out.mkdir(parents=True)
     prompt_ids = TextCodec(Path(deployment.model.path)).encode(PROMPT)
     rows: list[Row] = []
     with (
