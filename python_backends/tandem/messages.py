@@ -170,6 +170,18 @@ class TransferInfo(Message, frozen=True, kw_only=True):
     device_id: int = 0
 
 
+class Partition(Message, frozen=True, kw_only=True):
+    """How an engine group splits a model over its ranks; see ``tandem.parallel.partition``."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+
+    @property
+    def size(self) -> int:
+        """Ranks in the group."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
 class WorkerInfo(Message, frozen=True, kw_only=True):
     """All that others must know of a worker. Workers fit together when their ``KvFormat`` is equal."""
 
@@ -330,6 +342,62 @@ class KvHandle(Message, frozen=True, kw_only=True):
     tokens_digest: bytes
     """Hash of those token ids: a handle fits one prompt only."""
     block_ids: list[int]
+
+
+# ---------------------------------------------------------------- engine group (leader ↔ followers, over MPI)
+
+
+class Row(Message, frozen=True, kw_only=True):
+    """One sequence in one step."""
+
+    num_cached: int
+    """Tokens before ``token_ids`` whose KV the blocks hold."""
+    token_ids: list[int]
+    """Tokens to read now."""
+    block_ids: list[int]
+
+
+class StepPlan(Message, frozen=True, kw_only=True):
+    """One pass through the model, as all ranks of a group do it."""
+
+    is_prefill: bool
+    rows: list[Row]
+    whole_logits: list[int]
+    """Indexes of rows whose logits the leader wants whole; of the others it wants the likeliest token alone."""
+
+
+class PullOrder(Message, frozen=True, kw_only=True):
+    """Read your part of the handle's blocks into ``block_ids`` of your own."""
+
+    request_id: str
+    handle: KvHandle
+    block_ids: list[int]
+
+
+class Orders(Message, frozen=True, kw_only=True):
+    """What the leader has for its followers, in this order. Sent at least twice a second, as a sign of life."""
+
+    pair: list[WorkerInfo] = []
+    pull: list[PullOrder] = []
+    abort: list[str] = []
+    """Requests whose reading is no longer wanted."""
+    leases_held: bool = False
+    """Whether peers may be reading from this group now: over a network both sides move the bytes."""
+    step: StepPlan | None = None
+    stop: bool = False
+
+
+class ReadEnded(Message, frozen=True, kw_only=True):
+    """A follower's part of a pull has ended."""
+
+    request_id: str
+    rank: int
+    bytes_moved: int
+    code: ErrorCode | None = None
+    """None: all of its part is there."""
+    message: str = ""
+    still_writing: bool = False
+    """The read was given up, but may yet write: the blocks are not to be used until a second message says otherwise."""
 
 
 # ---------------------------------------------------------------- KV hand-over (decode ↔ prefill, over NIXL)
