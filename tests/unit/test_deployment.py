@@ -75,7 +75,28 @@ def test_resolved_copy_is_read_back_as_it_was(tmp_path: Path) -> None:
         ('stage = "decode"', 'stage = "decode"\nthread = 2', ["worker[1]: ", "`thread`"]),
         ('stage = "decode"', 'stage = "decode"\nthreads = "2"', ["worker[1].threads: '2': ", "`int", "`str`"]),
         ('stage = "prefill"', 'stage = "prefill"\nkv_memory = "1GB"', ["worker[0].kv_memory: '1GB': ", "GiB"]),
-        ('stage = "prefill"', 'stage = "prefill"\ndevice = "gpu"', ["worker[0].device: 'gpu': ", "cpu|cuda"]),
+        ('stage = "prefill"', 'stage = "prefill"\ndevices = ["gpu"]', ["worker[0].devices[0]: 'gpu': ", "cpu|cuda"]),
+        ('stage = "prefill"', 'stage = "prefill"\ndevices = []', ["worker[0].devices: ", ">= 1"]),
+        ('stage = "prefill"', 'stage = "prefill"\ntensor_parallel_size = 0', ["worker[0].tensor_parallel_size: 0: "]),
+        ('stage = "prefill"', 'stage = "prefill"\nhosts = ["a b"]', ["worker[0].hosts[0]: 'a b': "]),
+        (
+            'stage = "decode"',
+            'stage = "decode"\ntensor_parallel_size = 3\ndevices = ["cuda:0", "cuda:1"]',
+            ["worker[1].devices: 2 devices for 3 ranks"],
+        ),
+        (
+            'stage = "decode"',
+            'stage = "decode"\npipeline_parallel_size = 3\nhosts = ["a", "b"]',
+            ["worker[1].hosts: 2 hosts for 3 ranks"],
+        ),
+        (
+            'stage = "decode"',
+            'stage = "decode"\ntensor_parallel_size = 2\nhosts = ["a", "a"]',
+            ["worker[1].hosts: 'a' stands twice"],
+        ),
+        ("[model]", '[parallel]\nmpi = "lam"\n[model]', ["parallel.mpi: 'lam': "]),
+        ("[model]", '[parallel]\nsubnet = "10.0.0.0"\n[model]', ["parallel.subnet: '10.0.0.0': "]),
+        ("[model]", "[parallel]\nhang_timeout_s = 0.0\n[model]", ["parallel.hang_timeout_s: 0.0: ", "> 0"]),
         ("[model]", "[server]\nhttp_port = 70000\n[model]", ["server.http_port: 70000: ", "<= 65535"]),
         ("[model]", "[kv]\nlease_s = 0.0\n[model]", ["kv.lease_s: 0.0: ", "> 0"]),
         ("[model]", "model = 3\n[mode]", ["model: 3: "]),
@@ -126,6 +147,31 @@ def test_cores_are_shared_out_evenly_unless_given(monkeypatch: pytest.MonkeyPatc
     assert [deployment.threads_of(worker) for worker in workers] == [3, 5]
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     assert deployment.threads_of(workers[0]) == 1
+
+
+def test_cores_are_shared_by_the_ranks_of_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    spread = Worker(name="a", stage="prefill", tensor_parallel_size=2, pipeline_parallel_size=2, hosts=["x", "y"])
+    other = Worker(name="b", stage="decode", tensor_parallel_size=2, hosts=["x", "z"])
+    deployment = Deployment(name="d", model=Model(path="m"), worker=[spread, other])
+    assert [deployment.threads_of(spread, rank) for rank in range(4)] == [4, 4, 6, 6]
+    assert [deployment.threads_of(other, rank) for rank in range(2)] == [4, 12]
+
+
+def test_ranks_are_spread_over_the_hosts_in_order() -> None:
+    worker = Worker(name="w", stage="decode", tensor_parallel_size=6, hosts=["x", "y", "z"], devices=["cuda"])
+    assert [worker.host_of(rank) for rank in range(6)] == [None, None, "y", "y", "z", "z"]
+    assert {worker.device_of(rank) for rank in range(6)} == {"cuda"}
+    each = Worker(name="w", stage="decode", tensor_parallel_size=2, devices=["cuda:0", "cuda:1"])
+    assert [each.device_of(rank) for rank in range(2)] == ["cuda:0", "cuda:1"]
+    assert [each.host_of(rank) for rank in range(2)] == [None, None]
+
+
+def test_group_has_a_rank_for_each_shard_of_each_stage() -> None:
+    worker = Worker(name="w", stage="decode", tensor_parallel_size=3, pipeline_parallel_size=2)
+    assert worker.group_size == 6
+    assert (worker.partition.tensor_parallel_size, worker.partition.pipeline_parallel_size) == (3, 2)
+    assert Worker(name="w", stage="decode").group_size == 1
 
 
 def test_workers_are_found_by_name_and_stage(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import psutil
 
 from tandem.cli.terminal import size
-from tandem.deployment import Deployment
+from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
 from tandem.triton.command import check_shared_memory
 from tandem.triton.install import check_machine
@@ -94,21 +94,21 @@ def _nixl(_: Deployment) -> Finding:
 
 
 def _devices(deployment: Deployment) -> Finding:
-    wanted = sorted({worker.device for worker in deployment.worker if worker.device != "cpu"})
+    wanted = sorted({device for worker in deployment.worker for device in worker.devices if device != "cpu"})
     count = "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'no CUDA device')"
     problem = _try(count)
     if problem is None:
         return Finding("good", "PyTorch sees a CUDA device")
     if wanted:
         return Finding(
-            "bad", f"the deployment asks for {', '.join(wanted)}, PyTorch says: {problem}; set device = 'cpu'"
+            "bad", f"the deployment asks for {', '.join(wanted)}, PyTorch says: {problem}; set devices = ['cpu']"
         )
     return Finding("note", f"no CUDA ({problem}); the deployment runs on the CPU")
 
 
 def _cores(deployment: Deployment) -> Finding:
     cores = len(os.sched_getaffinity(0))
-    threads = sum(deployment.threads_of(worker) for worker in deployment.worker)
+    threads = sum(deployment.threads_of(worker, rank) for worker, rank in _ranks_here(deployment))
     if threads > cores:
         return Finding("note", f"{cores} cores for {threads} engine threads: engines will wait for each other")
     return Finding("good", f"{cores} cores for {threads} engine threads")
@@ -117,9 +117,9 @@ def _cores(deployment: Deployment) -> Finding:
 def _memory(deployment: Deployment) -> Finding:
     free = psutil.virtual_memory().available
     weights = sum(file.stat().st_size for file in Path(deployment.model.path).glob("*.safetensors"))
-    on_cpu = [worker for worker in deployment.worker if worker.device == "cpu"]
-    need = sum(worker.kv_bytes + weights for worker in on_cpu)
-    text = f"{size(free)} free, {size(need)} needed for weights and KV cache of {len(on_cpu)} workers"
+    on_cpu = [worker for worker, rank in _ranks_here(deployment) if worker.device_of(rank) == "cpu"]
+    need = sum(worker.kv_bytes + weights // worker.group_size for worker in on_cpu)
+    text = f"{size(free)} free, {size(need)} needed for weights and KV cache of {len(on_cpu)} ranks"
     if need > free:
         return Finding("bad", f"{text}; lower kv_memory in [[worker]], or run fewer workers")
     return Finding("good", text)
@@ -133,6 +133,12 @@ def _shared_memory(deployment: Deployment) -> Finding:
 def _ports(deployment: Deployment) -> Finding:
     ports = choose_ports(deployment.server)
     return Finding("good", f"{ports.http}, {ports.grpc}, {ports.metrics} are free on {deployment.server.host}")
+
+
+def _ranks_here(deployment: Deployment) -> list[tuple[Worker, int]]:
+    """Every rank that runs on this machine, with its worker."""
+    ranks = [(worker, rank) for worker in deployment.worker for rank in range(worker.group_size)]
+    return [(worker, rank) for worker, rank in ranks if worker.host_of(rank) is None]
 
 
 def _try(code: str) -> str | None:

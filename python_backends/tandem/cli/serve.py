@@ -46,7 +46,7 @@ def serve(
 
 def _panel(server: TritonServer) -> Panel:
     """What somebody needs to know who wants to use the server."""
-    workers = ", ".join(f"{w.name} ({w.engine}, {w.device})" for w in server.deployment.worker)
+    workers = ", ".join(f"{w.name} ({w.engine}, {', '.join(w.devices)})" for w in server.deployment.worker)
     lines = [
         f"HTTP     {server.http_url}",
         f"gRPC     {server.grpc_url}",

@@ -91,8 +91,9 @@ def max_model_len(deployment: Deployment, config: ModelConfig) -> int:
 
 
 def _device(worker: Worker) -> torch.device:
-    if worker.device.startswith("cuda") and not torch.cuda.is_available():
+    device = worker.device_of(0)
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise TandemError(
-            "invalid_request", f'worker.device: {worker.device!r}, but torch sees no CUDA device; use device = "cpu"'
+            "invalid_request", f'worker.devices: {device!r}, but torch sees no CUDA device; use devices = ["cpu"]'
         )
-    return torch.device(worker.device)
+    return torch.device(device)

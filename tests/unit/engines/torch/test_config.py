@@ -110,7 +110,7 @@ def test_limits_of_a_deployment_are_checked(tmp_path: Path) -> None:
     with pytest.raises(TandemError, match=r"worker\.kv_memory: 1024 bytes hold no KV block"):
         load_runner(make_deployment(model_dir), make_deployment(model_dir, kv_memory="1KiB").worker[0], lambda *_: None)
     if not torch.cuda.is_available():
-        with pytest.raises(TandemError, match=r"worker\.device: 'cuda', but torch sees no CUDA device"):
+        with pytest.raises(TandemError, match=r"worker\.devices: 'cuda', but torch sees no CUDA device"):
             load_runner(
-                make_deployment(model_dir), make_deployment(model_dir, device="cuda").worker[0], lambda *_: None
+                make_deployment(model_dir), make_deployment(model_dir, devices=["cuda"]).worker[0], lambda *_: None
             )
