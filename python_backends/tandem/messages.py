@@ -400,6 +400,21 @@ class ReadEnded(Message, frozen=True, kw_only=True):
     """The read was given up, but may yet write: the blocks are not to be used until a second message says otherwise."""
 
 
+# ---------------------------------------------------------------- supervision (rank → supervisor, as lines of JSON)
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """A rank is alive. Said twice a second, and at once when the phase changes."""
+
+    pid: int
+    """As the rank's own host counts."""
+    phase: Literal["loading", "running", "stopped", "failed"]
+    """stopped: ended in good order; failed: it cannot go on, ``message`` says why."""
+    progress: int
+    """Grows while the engine loop goes round; one that stands still while running hangs."""
+    message: str = ""
+
+
 # ---------------------------------------------------------------- KV hand-over (decode ↔ prefill, over NIXL)
 
 
