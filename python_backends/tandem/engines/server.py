@@ -18,14 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 import zmq
 
-from tandem.deployment import load_deployment
-from tandem.engines.base import Engine
+from tandem.deployment import Deployment, Worker, load_deployment
+from tandem.engines.base import Engine, LoadingSink
 from tandem.engines.registry import find_engine
 from tandem.errors import TandemError
 from tandem.messages import (
@@ -45,6 +46,7 @@ from tandem.messages import (
     decoder,
     encode,
 )
+from tandem.parallel import heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -106,31 +108,53 @@ class Reporter:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the engine process until it has to end; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tandem.engines.server", description=(__doc__ or "").split("\n")[0])
+    args = parse_arguments("tandem.engines.server", arguments)
+    become_group_leader()
+    log_to_stderr()
+    stopping = threading.Event()
+    threading.Thread(target=_watch_parent, args=(args.parent_fd, stopping), name="parent", daemon=True).start()
+    return 1 if run_engine(partial(_build, args), args.endpoint, stopping) else 0
+
+
+def parse_arguments(module: str, arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments that the stage gives to the process it starts: this one, or an engine group's supervisor."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
     parser.add_argument("--deployment", type=Path, required=True, help="resolved deployment file (.json)")
     parser.add_argument("--worker", required=True, help="name of the worker in it")
     parser.add_argument("--endpoint", required=True, help="ipc:// address, without the endings .commands and .reports")
     parser.add_argument("--parent-fd", type=int, required=True, help="read end of a pipe that the parent keeps open")
     parser.add_argument("--engine", help="engine name or module:function, in place of the deployment's")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def become_group_leader() -> None:
+    """Ctrl-C in the terminal is the parent's, and the parent can end our children with us."""
     with contextlib.suppress(PermissionError):
-        os.setpgrp()  # Ctrl-C in the terminal is the parent's, and the parent can end our children with us
+        os.setpgrp()
+
+
+def log_to_stderr() -> None:
+    """Set logging up, as in every process of an engine."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    stopping = threading.Event()
-    threading.Thread(target=_watch_parent, args=(args.parent_fd, stopping), name="parent", daemon=True).start()
+
+
+def run_engine(build: Callable[[LoadingSink], Engine], endpoint: str, stopping: threading.Event) -> str | None:
+    """Build an engine and serve the stage at ``endpoint`` until ``stopping``; what failed, None in good order."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     commands = context.socket(zmq.PULL)
     commands.set_hwm(0)
-    commands.bind(f"{args.endpoint}.commands")
-    reporter = Reporter(context, f"{args.endpoint}.reports")
-    status = _run(args, commands, reporter, stopping)
+    commands.bind(f"{endpoint}.commands")
+    reporter = Reporter(context, f"{endpoint}.reports")
+    problem = _run(build, commands, reporter, stopping)
     reporter.close()
     commands.close(linger=0)
     context.term()
-    return status
+    return problem
 
 
-def _run(args: argparse.Namespace, commands: zmq.Socket[bytes], reporter: Reporter, stopping: threading.Event) -> int:
+def _run(
+    build: Callable[[LoadingSink], Engine], commands: zmq.Socket[bytes], reporter: Reporter, stopping: threading.Event
+) -> str | None:
     failures: list[str] = []
 
     def fail(message: str) -> None:
@@ -139,10 +163,11 @@ def _run(args: argparse.Namespace, commands: zmq.Socket[bytes], reporter: Report
 
     _notice_dead_threads(fail)
     try:
-        engine = _build(args, reporter)
+        engine = build(reporter.loading)
         reporter.ready(Ready(worker=engine.info))
         engine.start(reporter.events)
         _stop_on_sigterm(stopping)
+        heartbeat.loaded()
         _serve(engine, commands, stopping)
         if not failures:
             engine.stop()
@@ -154,16 +179,25 @@ def _run(args: argparse.Namespace, commands: zmq.Socket[bytes], reporter: Report
     if failures:
         log.error("%s", failures[0])
         reporter.send(EngineError(message=failures[0]))
-    return 1 if failures else 0
+    return failures[0] if failures else None
 
 
-def _build(args: argparse.Namespace, reporter: Reporter) -> Engine:
+def _build(args: argparse.Namespace, loading: LoadingSink) -> Engine:
     deployment = load_deployment(args.deployment)
-    worker = deployment.find_worker(args.worker)
-    factory = find_engine(args.engine or worker.engine)
+    return build_engine(deployment, deployment.find_worker(args.worker), args.engine, loading)
+
+
+def build_engine(deployment: Deployment, worker: Worker, name: str | None, loading: LoadingSink) -> Engine:
+    """A worker's engine, in a new epoch. ``name`` replaces the deployment's choice.
+
+    Raises:
+        TandemError: what in the deployment or the checkpoint cannot be had.
+    """
+    name = name or worker.engine
+    factory = find_engine(name)
     epoch = time.time_ns()  # grows from start to start; 61 bits until the year 2043, 63 until 2262
-    log.info("worker %s, epoch %x, engine %s", worker.name, epoch, args.engine or worker.engine)
-    return factory(deployment, worker, epoch, reporter.loading)
+    log.info("worker %s, epoch %x, engine %s", worker.name, epoch, name)
+    return factory(deployment, worker, epoch, loading)
 
 
 def _serve(engine: Engine, commands: zmq.Socket[bytes], stopping: threading.Event) -> None:

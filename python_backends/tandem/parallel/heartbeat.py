@@ -33,7 +33,7 @@ class _State:
 
 def start(on_deaf: Callable[[], None]) -> None:
     """Say that this rank is alive from now on, at first that it is loading. Whatever else is written to stdout goes to
-    stderr from here on. ``on_deaf`` is called, in a thread of its own, when nobody hears it any more: the launcher is gone.
+    stderr. ``on_deaf`` is called, in a thread of its own, when nobody hears it any more: the launcher is gone.
     """
     _State.fd = os.dup(1)
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""Keeps one engine process running: starts it, notices its end, starts it again with back-off."""
+"""Keeps one engine running, in its process or its group of ranks: starts it, notices its end, starts it again with back-off."""
 
 from __future__ import annotations
 
@@ -102,10 +102,12 @@ class EngineKeeper:
         )
         try:
             process.start()
-        except OSError as error:
+        except (OSError, TandemError) as error:
             gone.append(f"cannot start: {error}")
         self._process = process
         with self._changed:
+            if not self._changed.wait_for(lambda: gone or self._ended.is_set() or self._info, START_TIMEOUT_S):
+                gone.append(f"not ready after {START_TIMEOUT_S:.0f} s")
             self._changed.wait_for(lambda: gone or self._ended.is_set())
         was_ready, self._info, self._process = self._info is not None, None, None
         process.stop(STOP_TIMEOUT_S)

@@ -1,0 +1,148 @@
+"""One MPI job as its supervisor has it: mpiexec, what its ranks say, and which of those on this host have ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tandem.parallel import processes
+from tandem.parallel.output import Demultiplexer, Line
+
+READ_BYTES = 1 << 16
+WORDS = 4
+"""Last lines on stderr that are told when mpiexec ends by itself."""
+
+
+class Job:
+    """A started mpiexec. Used by one thread."""
+
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        marker: re.Pattern[bytes],
+        *,
+        on_output: Callable[[int, bytes], None],
+        on_words: Callable[[int | None, str], None],
+    ) -> None:
+        """``on_output`` gets what ranks say on stdout, ``on_words`` what they and mpiexec say on stderr.
+
+        Raises:
+            OSError: the process cannot be made.
+        """
+        self._on_output, self._on_words = on_output, on_words
+        self._selector = selectors.DefaultSelector()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=partial(processes.die_with_parent, os.getpid()),
+        )
+        self.dead: list[int] = []
+        """Ranks on this host that have ended, in that order."""
+        self._fates: dict[int, str] = {}
+        self._words: deque[str] = deque(maxlen=WORDS)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        for stream, take in ((self._process.stdout, self._take_output), (self._process.stderr, self._take_words)):
+            os.set_blocking(stream.fileno(), False)
+            self.listen(stream.fileno(), partial(self._read, stream.fileno(), Demultiplexer(marker), take))
+
+    def listen(self, fd: int, call: Callable[[], None]) -> None:
+        """Have ``step`` call ``call`` whenever there is something to read at ``fd``."""
+        self._selector.register(fd, selectors.EVENT_READ, call)
+
+    def unlisten(self, fd: int) -> None:
+        """No longer."""
+        self._selector.unregister(fd)
+
+    def follow(self, rank: int, pid: int) -> None:
+        """Notice the end of a rank on this host."""
+        with contextlib.suppress(OSError):  # it has ended before; so mpiexec will say
+            fd = os.pidfd_open(pid)
+            self.listen(fd, partial(self._note_end, rank, pid, fd))
+
+    def step(self, timeout_s: float) -> None:
+        """Take what is there; wait for it at most ``timeout_s``."""
+        for key, _ in self._selector.select(timeout_s):
+            key.data()
+
+    def status(self) -> int | None:
+        """mpiexec's exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def drain(self, timeout_s: float) -> None:
+        """Take what is left of the output of a job that has ended."""
+        deadline = time.monotonic() + timeout_s
+        while self._selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            self.step(left)
+
+    def fate(self, rank: int) -> str:
+        """How a rank in ``dead`` ended, as a predicate."""
+        return self._fates[rank]
+
+    def words(self) -> list[str]:
+        """The last lines on stderr."""
+        return list(self._words)
+
+    def close(self) -> None:
+        """Reap mpiexec, which has been ended, and give everything back."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(processes.END_TIMEOUT_S)
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+        self._selector.close()
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._process.stdout.close()
+        self._process.stderr.close()
+
+    def _read(self, fd: int, lines: Demultiplexer, take: Callable[[Line], None]) -> None:
+        data = os.read(fd, READ_BYTES)
+        for line in lines.feed(data) if data else lines.finish():
+            take(line)
+        if not data:
+            self.unlisten(fd)
+
+    def _take_output(self, line: Line) -> None:
+        rank, text = line
+        if rank is not None:
+            self._on_output(rank, text)
+        else:
+            self._take_words(line)
+
+    def _take_words(self, line: Line) -> None:
+        rank, data = line
+        text = data.decode(errors="replace").rstrip()
+        if text.strip("-= "):
+            self._words.append(text)
+        self._on_words(rank, text)
+
+    def _note_end(self, rank: int, pid: int, fd: int) -> None:
+        self._fates[rank] = _find_fate(pid)
+        self.dead.append(rank)
+        self.unlisten(fd)
+        os.close(fd)
+
+
+def _find_fate(pid: int) -> str:
+    """How a process ended, if its parent has not taken note of that yet."""
+    try:
+        code = int(Path(f"/proc/{pid}/stat").read_text().split()[-1])
+    except (OSError, ValueError):
+        return "has ended"
+    if number := code & 0x7F:
+        return f"was killed by {signal.Signals(number).name}"
+    return f"has ended with exit status {code >> 8}"

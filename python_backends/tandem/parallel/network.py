@@ -1,0 +1,70 @@
+"""Which addresses are this host's, and which of its networks a rank is to use."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+import psutil
+
+from tandem.deployment import Worker
+from tandem.errors import TandemError
+
+SUBNET = "TANDEM_SUBNET"
+"""Environment variable that tells ranks which network to use."""
+
+
+def check_first_host(worker: Worker) -> None:
+    """Whether a group's first host is this machine: its leader talks with the stage through the file system.
+
+    Raises:
+        TandemError: ``invalid_request``: it is not.
+    """
+    first = worker.hosts[0]
+    try:
+        addresses = {(info[0], str(info[4][0])) for info in socket.getaddrinfo(first, 0, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise TandemError("invalid_request", f"worker.hosts: {first!r} of {worker.name}: {error}") from error
+    if not any(map(_is_ours, addresses)):
+        raise TandemError(
+            "invalid_request",
+            f"worker.hosts: {first!r}, the first of {worker.name}, is no address of this machine, which serves it",
+        )
+
+
+def _is_ours(address: tuple[int, str]) -> bool:
+    with socket.socket(address[0], socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address[1], 0))
+        except OSError:
+            return False
+    return True
+
+
+def use_subnet() -> None:
+    """Have MPI and NIXL in this process use the network that ``TANDEM_SUBNET`` names. Interfaces have another name on
+    each host, so each rank looks for its own. What the environment says already stays.
+
+    Raises:
+        TandemError: ``invalid_request``: this host is not in that network.
+    """
+    subnet = os.environ.get(SUBNET)
+    if not subnet:
+        return
+    interface = _find_interface(subnet)
+    if interface is None:
+        raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no address in {subnet}")
+    for name in ("UCX_NET_DEVICES", "FI_TCP_IFACE"):
+        os.environ.setdefault(name, interface)
+
+
+def _find_interface(subnet: str) -> str | None:
+    network = ipaddress.ip_network(subnet, strict=False)
+    for name, addresses in psutil.net_if_addrs().items():
+        for address in addresses:
+            if address.family in (socket.AF_INET, socket.AF_INET6):
+                plain = address.address.partition("%")[0]
+                if ipaddress.ip_address(plain) in network:
+                    return str(name)
+    return None

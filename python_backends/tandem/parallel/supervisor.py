@@ -1,0 +1,209 @@
+"""The supervisor of an engine group: starts its ranks under mpiexec, watches them, and ends them all together.
+
+``python -m tandem.parallel.supervisor`` has the arguments of ``tandem.engines.server``, in whose place the stage starts
+it. It is no rank itself, so nothing that befalls the MPI job befalls it. Rank 0 speaks with the stage. When the group
+has to be ended, the supervisor's last words are the cause; the stage starts it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from tandem.deployment import Deployment, Worker, load_deployment
+from tandem.engines.server import PARENT_GRACE_S, become_group_leader, log_to_stderr, parse_arguments
+from tandem.errors import TandemError
+from tandem.messages import EngineError, EngineReport, Heartbeat, Loading, encode
+from tandem.parallel import heartbeat, processes
+from tandem.parallel.job import Job
+from tandem.parallel.launch import build_call, find_launcher
+from tandem.parallel.rank import build_program
+from tandem.parallel.watch import Watch
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+DRAIN_S = 0.5
+STOP_GRACE_S = 3.0
+"""From the leader's good end to that of its followers."""
+REPORT_PERIOD_S = 1.0
+LINGER_MS = 1000
+_beat_decoder = msgspec.json.Decoder(Heartbeat)
+
+
+class Supervisor:
+    """One run of one engine group."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        worker: Worker,
+        endpoint: str,
+        engine: str | None,
+        report: Callable[[EngineReport], None],
+    ) -> None:
+        """``endpoint`` is for rank 0, ``engine`` replaces the deployment's choice; ``report`` tells the stage.
+
+        Raises:
+            TandemError: the group cannot be started.
+            OSError: likewise.
+        """
+        self._worker = worker
+        self._hosts = hosts_of(worker)
+        self._report = report
+        self._tag = uuid.uuid4().hex
+        self._watch = Watch(self._hosts, deployment.parallel.hang_timeout_s, time.monotonic())
+        self._stop_by: float | None = None
+        """When to end the group, even if it has not stopped by itself."""
+        self._reported = 0.0
+        launcher = find_launcher(deployment.parallel)
+        program, environment = build_program(deployment, worker, endpoint, engine)
+        environment = {**os.environ, **environment, processes.TAG: self._tag}
+        command, environment = build_call(launcher, deployment.parallel, worker, program, environment)
+        log.info("%s (%s) starts %d ranks", launcher.mpiexec, launcher.implementation, worker.group_size)
+        self._job = Job(command, environment, launcher.marker, on_output=self._take_output, on_words=self._write_words)
+
+    def run(self, parent_fd: int) -> str | None:
+        """Stay until the group has ended, and nothing of it is left here; why, None if it ended in good order."""
+        self._job.listen(parent_fd, lambda: self._note_parent(parent_fd))
+        try:
+            return self._supervise()
+        finally:
+            if not processes.end_group(self._tag):
+                log.error("processes of the group survive SIGKILL")
+            self._job.close()
+
+    def stop(self) -> None:
+        """Ask the leader to end the group in good order, and give it some time. One that still loads is just ended."""
+        if self._stop_by is not None:
+            return
+        self._stop_by = time.monotonic()
+        pid = self._watch.pid(0)
+        if pid is not None and self._watch.phase(0) != "loading":
+            self._stop_by += PARENT_GRACE_S
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _supervise(self) -> str | None:
+        while True:
+            self._job.step(TICK_S)
+            now = time.monotonic()
+            if self._is_over(now):
+                return None
+            if (problem := self._find_problem(now)) is not None:
+                return problem
+            self._show_life(now)
+
+    def _is_over(self, now: float) -> bool:
+        """Whether the group has stopped in good order, or had its time to."""
+        if self._watch.phase(0) == "stopped" and self._stop_by is None:
+            self._stop_by = now + STOP_GRACE_S
+        return self._watch.all_stopped() or (self._stop_by is not None and now > self._stop_by)
+
+    def _find_problem(self, now: float) -> str | None:
+        if (problem := self._watch.find_problem(now)) is not None:
+            return problem
+        if self._stop_by is not None:
+            return None
+        if self._job.dead:
+            first = self._job.dead[0]
+            return f"{self._watch.describe(first)} {self._job.fate(first)}"
+        status = self._job.status()
+        return None if status is None else self._explain_end(status)
+
+    def _explain_end(self, status: int) -> str:
+        """Why mpiexec ended by itself: a rank that failed, else what is said."""
+        self._job.drain(DRAIN_S)
+        if (failure := self._watch.find_problem(time.monotonic())) is not None:
+            return failure
+        words = self._job.words()
+        pids = {int(pid) for pid in re.findall(r"\bPID (\d+)", " ".join(words))}
+        named = [rank for rank in range(self._worker.group_size) if self._watch.pid(rank) in pids]
+        who = self._watch.describe(named[0]) if len(named) == 1 else "a rank"
+        said = " / ".join(words)
+        return f"{who} has ended, and mpiexec with status {status}" + (f"; it said: {said}" if said else "")
+
+    def _show_life(self, now: float) -> None:
+        """Until rank 0 speaks with the stage; while it starts MPI it cannot speak either."""
+        if now - self._reported > REPORT_PERIOD_S and self._watch.is_starting(0, now):
+            self._report(Loading(what="ranks", fraction=self._watch.heard / self._worker.group_size))
+            self._reported = now
+
+    # ------------------------------------------------------------ what comes in
+
+    def _take_output(self, rank: int, line: bytes) -> None:
+        if not line.startswith(heartbeat.PREFIX):
+            self._write_words(rank, line.decode(errors="replace"))
+            return
+        try:
+            beat = _beat_decoder.decode(line[len(heartbeat.PREFIX) :])
+        except msgspec.DecodeError as error:
+            log.error("dropped a heartbeat of rank %d: %s", rank, error)
+            return
+        if self._watch.pid(rank) is None and self._worker.host_of(rank) is None:
+            self._job.follow(rank, beat.pid)
+        self._watch.hear(rank, beat, time.monotonic())
+
+    def _write_words(self, rank: int | None, line: str) -> None:
+        host = None if rank is None else self._hosts[rank]
+        who = "mpiexec" if rank is None else f"rank {rank} {host}" if host else f"rank {rank}"
+        print(f"[{who}] {line}", file=sys.stderr, flush=True)
+
+    def _note_parent(self, fd: int) -> None:
+        if not os.read(fd, 4096):
+            log.warning("the parent process is gone")
+            self._job.unlisten(fd)
+            self.stop()
+
+
+def hosts_of(worker: Worker) -> list[str | None]:
+    """Where each rank runs, as the deployment calls it; None: on this machine, which needs no name."""
+    if not worker.hosts:
+        return [None] * worker.group_size
+    return [worker.host_of(rank) or worker.hosts[0] for rank in range(worker.group_size)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the supervisor until the group has ended; its exit status."""
+    args = parse_arguments("tandem.parallel.supervisor", arguments)
+    become_group_leader()
+    log_to_stderr()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    reports = context.socket(zmq.PUSH)
+    reports.connect(f"{args.endpoint}.reports")
+    problem = _supervise(args, lambda report: reports.send(encode(report)))
+    if problem is not None:
+        problem += "; the group is ended"
+        reports.send(encode(EngineError(message=problem)))
+        log.error("%s", problem)
+    reports.close(linger=LINGER_MS)
+    context.term()
+    return 0 if problem is None else 1
+
+
+def _supervise(args: argparse.Namespace, report: Callable[[EngineReport], None]) -> str | None:
+    try:
+        deployment = load_deployment(args.deployment)
+        worker = deployment.find_worker(args.worker)
+        supervisor = Supervisor(deployment, worker, args.endpoint, args.engine, report)
+    except TandemError as error:
+        return error.message
+    except OSError as error:
+        return f"the ranks cannot be started: {error}"
+    signal.signal(signal.SIGTERM, lambda _number, _frame: supervisor.stop())
+    return supervisor.run(args.parent_fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

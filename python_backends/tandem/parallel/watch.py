@@ -1,0 +1,126 @@
+"""Whether an engine group is well, judged by its ranks' heartbeats. Pure: knows no process and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tandem.messages import Heartbeat
+from tandem.parallel.heartbeat import PERIOD_S
+
+Phase = Literal["loading", "running", "stopped", "failed"]
+
+START_TIMEOUT_S = 60.0
+"""For a rank to be heard of for the first time."""
+LOADING_SILENCE_S = 15.0
+"""While libraries are loaded, a rank may hold its breath for longer."""
+PAUSE_S = 2.0
+"""Who has not looked for as long may have stood still itself."""
+
+
+@dataclass
+class _Rank:
+    heard: float
+    """When it was heard last."""
+    advanced: float
+    """When it was first heard to be where it is."""
+    pid: int | None = None
+    phase: Phase = "loading"
+    progress: int = 0
+
+
+class Watch:
+    """What is known of each rank. All times in seconds, of one clock that never goes back."""
+
+    def __init__(self, hosts: Sequence[str | None], hang_timeout_s: float, now: float) -> None:
+        """``hosts``: where each rank runs, None being here."""
+        self._hosts = hosts
+        self._hang_timeout_s = hang_timeout_s
+        self._ranks = [_Rank(heard=now, advanced=now) for _ in hosts]
+        self._looked = now
+        self._failure: str | None = None
+
+    def hear(self, rank: int, beat: Heartbeat, now: float) -> None:
+        """Take one heartbeat."""
+        known = self._ranks[rank]
+        if known.phase != beat.phase and beat.phase == "running":
+            for other in self._ranks:
+                other.advanced = now  # nobody can get on before the last one has loaded
+        if beat.progress != known.progress:
+            known.advanced = now
+        known.heard, known.pid, known.phase, known.progress = now, beat.pid, beat.phase, beat.progress
+        if beat.phase == "failed" and self._failure is None:
+            self._failure = f"{self.describe(rank)} failed: {beat.message}"
+
+    def pid(self, rank: int) -> int | None:
+        """The process id of a rank on its host, once it was heard."""
+        return self._ranks[rank].pid
+
+    def phase(self, rank: int) -> Phase:
+        """The last phase that a rank told of."""
+        return self._ranks[rank].phase
+
+    def is_starting(self, rank: int, now: float) -> bool:
+        """Whether a rank has not come to speak much yet."""
+        known = self._ranks[rank]
+        return known.phase == "loading" and (known.pid is None or now - known.heard > 2 * PERIOD_S)
+
+    @property
+    def heard(self) -> int:
+        """Ranks that were heard at all."""
+        return sum(rank.pid is not None for rank in self._ranks)
+
+    def all_stopped(self) -> bool:
+        """Whether every rank has ended in good order."""
+        return all(rank.phase == "stopped" for rank in self._ranks)
+
+    def find_problem(self, now: float) -> str | None:
+        """Why the group has to be ended now, as a sentence; None: it is well."""
+        if now - self._looked > PAUSE_S:
+            for rank in self._ranks:
+                rank.heard = rank.advanced = now
+        self._looked = now
+        return self._failure or self._find_absent(now) or self._find_silent(now) or self._find_standstill(now)
+
+    def _find_absent(self, now: float) -> str | None:
+        absent = self._where(lambda rank: rank.pid is None and now - rank.heard > START_TIMEOUT_S)
+        return f"{self._describe_all(absent)} did not start within {START_TIMEOUT_S:g} s" if absent else None
+
+    def _find_silent(self, now: float) -> str | None:
+        silent = self._where(lambda rank: rank.pid is not None and now - rank.heard > self._patience_s(rank))
+        if not silent:
+            return None
+        limit_s = min(self._patience_s(self._ranks[rank]) for rank in silent)
+        fate = "it is stopped, or its host or link is down" if len(silent) == 1 else "their host or link is down"
+        verb = "has" if len(silent) == 1 else "have"
+        return f"{self._describe_all(silent)} {verb} been silent for {limit_s:g} s: {fate}"
+
+    def _patience_s(self, rank: _Rank) -> float:
+        """Starting MPI waits for all ranks, and lets none speak meanwhile."""
+        if self.heard < len(self._ranks):
+            return START_TIMEOUT_S
+        return self._hang_timeout_s if rank.phase != "loading" else max(self._hang_timeout_s, LOADING_SILENCE_S)
+
+    def _find_standstill(self, now: float) -> str | None:
+        """A rank that is silent is also one behind which the others stand still: silence is to be noticed first."""
+        if any(rank.phase != "running" for rank in self._ranks):
+            return None
+        limit_s = self._hang_timeout_s + 2 * PERIOD_S
+        still = self._where(lambda rank: now - rank.advanced > limit_s)
+        if not still:
+            return None
+        who = "no rank" if len(still) == len(self._ranks) else self._describe_all(still)
+        what = "has made progress" if who == "no rank" else "made no progress"
+        return f"{who} {what} for {self._hang_timeout_s:g} s, though alive: the engine's step hangs"
+
+    def _where(self, condition: Callable[[_Rank], bool]) -> list[int]:
+        return [index for index, rank in enumerate(self._ranks) if condition(rank)]
+
+    def _describe_all(self, ranks: list[int]) -> str:
+        return ", ".join(self.describe(rank) for rank in ranks)
+
+    def describe(self, rank: int) -> str:
+        """``rank 1 on 10.0.0.2 (pid 123)``."""
+        host, pid = self._hosts[rank], self._ranks[rank].pid
+        return f"rank {rank}" + (f" on {host}" if host else "") + (f" (pid {pid})" if pid else "")
