@@ -97,6 +97,12 @@ class Job:
         """The last lines on stderr."""
         return list(self._words)
 
+    def terminate(self, timeout_s: float) -> None:
+        """Ask mpiexec to end the job, and wait a little for it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.terminate()
+            self._process.wait(timeout_s)
+
     def close(self) -> None:
         """Reap mpiexec, which has been ended, and give everything back."""
         with contextlib.suppress(subprocess.TimeoutExpired):

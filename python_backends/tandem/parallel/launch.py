@@ -146,9 +146,15 @@ def _find_library(mpiexec: Path, implementation: Implementation) -> str:
 
 
 def build_call(
-    launcher: Launcher, parallel: Parallel, worker: Worker, program: list[str], environment: dict[str, str]
+    launcher: Launcher,
+    parallel: Parallel,
+    worker: Worker,
+    program: list[str],
+    environment: dict[str, str],
+    directory: Path,
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that starts ``program`` once for each rank of ``worker``, and its environment.
+    """The command that starts ``program`` once for each rank of ``worker``, and its environment. What mpiexec leaves
+    behind on this host when it is killed lies in ``directory``.
 
     Raises:
         TandemError: ``invalid_request``: the hosts cannot be reached from here like this.
@@ -158,48 +164,54 @@ def build_call(
         environment[SUBNET] = parallel.subnet
     if len(worker.hosts) > 1:
         check_first_host(worker)
-    build = _call_mpich if launcher.implementation == "mpich" else _call_openmpi
-    return build(launcher, parallel, worker, program, environment)
+    if launcher.implementation == "mpich":
+        options = _mpich_options(parallel, worker)
+    else:
+        environment.update(_openmpi_environment(launcher, parallel, worker, directory))
+        options = _openmpi_options(launcher, worker)
+        for name in sorted(filter(_FORWARDED.fullmatch, environment)):
+            options += ["-x", name]
+    return [str(launcher.mpiexec), *options, "-n", str(worker.group_size), *program], environment
 
 
-def _call_mpich(
-    launcher: Launcher, parallel: Parallel, worker: Worker, program: list[str], environment: dict[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    command = [str(launcher.mpiexec), "-prepend-pattern", "\x1e%r\x1f", "-bind-to", "none"]
+def _mpich_options(parallel: Parallel, worker: Worker) -> list[str]:
+    command = ["-prepend-pattern", "\x1e%r\x1f", "-bind-to", "none"]
     if len(worker.hosts) > 1:
         each = worker.group_size // len(worker.hosts)
         command += ["-launcher", "ssh", "-launcher-exec", find_agent(parallel), "-wdir", "/"]
         command += ["-localhost", worker.hosts[0], "-hosts", ",".join(f"{host}:{each}" for host in worker.hosts)]
     else:
         command += ["-launcher", "fork", "-localhost", "127.0.0.1"]  # a machine's name need not lead anywhere
-    return [*command, "-n", str(worker.group_size), *program], environment
+    return command
 
 
-def _call_openmpi(
-    launcher: Launcher, parallel: Parallel, worker: Worker, program: list[str], environment: dict[str, str]
-) -> tuple[list[str], dict[str, str]]:
+def _openmpi_options(launcher: Launcher, worker: Worker) -> list[str]:
+    command = ["--output", "tag"] if launcher.major >= 5 else ["--tag-output"]
+    command += ["--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
+    if len(worker.hosts) > 1:
+        each = worker.group_size // len(worker.hosts)
+        command += ["--host", ",".join(f"{host}:{each}" for host in worker.hosts), "--wdir", "/"]
+    return command
+
+
+def _openmpi_environment(launcher: Launcher, parallel: Parallel, worker: Worker, directory: Path) -> dict[str, str]:
+    """Settings; of each, every generation of Open MPI knows one name, and does not look at the others."""
     environment = {
-        **environment,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_mpi_yield_when_idle": "1",  # ranks may outnumber cores
     }
     if launcher.prefix is not None:
         environment["OPAL_PREFIX"] = str(launcher.prefix)
-    command = [str(launcher.mpiexec), *(["--output", "tag"] if launcher.major >= 5 else ["--tag-output"])]
-    command += ["--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
+    for name in ("PRTE_MCA_prte_local_tmpdir_base", "OMPI_MCA_orte_local_tmpdir_base"):
+        environment[name] = str(directory)
     if len(worker.hosts) > 1:
-        each = worker.group_size // len(worker.hosts)
-        command += ["--host", ",".join(f"{host}:{each}" for host in worker.hosts), "--wdir", "/"]
-        # each name is that of one generation of Open MPI; the others do not look at it
         for name in ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent"):
             environment[name] = find_agent(parallel)
         if parallel.subnet:
             for name in ("OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include", "PRTE_MCA_prte_if_include"):
                 environment[name] = parallel.subnet
-    for name in sorted(filter(_FORWARDED.fullmatch, environment)):
-        command += ["-x", name]
-    return [*command, "-n", str(worker.group_size), *program], environment
+    return environment
 
 
 def find_agent(parallel: Parallel) -> str:

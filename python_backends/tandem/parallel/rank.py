@@ -12,6 +12,7 @@ import base64
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from tandem.engines.server import build_engine, log_to_stderr, run_engine
 from tandem.errors import TandemError
 from tandem.parallel import heartbeat, processes
 from tandem.parallel.network import use_subnet
+from tandem.parallel.shared_memory import forget_names
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ DEPLOYMENT = "TANDEM_DEPLOYMENT"
 """Environment variable: the deployment as JSON, in base64, which every launcher passes on unharmed."""
 LINGER_S = 5.0
 """How long a rank that is at its end waits to be ended."""
+DAEMON_TIMEOUT_S = 1.0
 
 
 def build_program(
@@ -50,8 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--endpoint", required=True, help="ipc:// address of the stage, which is rank 0's")
     parser.add_argument("--engine", help="engine name or module:function, in place of the deployment's")
     args = parser.parse_args(arguments)
-    processes.die_with_parent(os.getppid())
-    heartbeat.start(on_deaf=_end)
+    launcher = os.getppid()  # mpiexec, or its daemon on this host
+    processes.die_with_parent(launcher)
+    heartbeat.start(on_deaf=lambda: _end(launcher))
     faulthandler.enable()
     log_to_stderr()
     threading.excepthook = _fail_with_thread
@@ -62,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         log.error("%s", problem)
         heartbeat.failed(problem)
     time.sleep(LINGER_S)
-    _end()
+    _end(launcher)
 
 
 def _run(args: argparse.Namespace) -> str | None:
@@ -74,6 +78,8 @@ def _run(args: argparse.Namespace) -> str | None:
         from tandem.parallel.group import RankGroup  # MPI starts here, in the network just chosen
 
         group = RankGroup.join(worker.partition)
+        assert group.comm is not None
+        forget_names(group.comm)
         if group.rank == 0:
             return run_engine(
                 lambda loading: build_engine(deployment, worker, args.engine, loading), args.endpoint, threading.Event()
@@ -94,10 +100,14 @@ def _fail_with_thread(args: threading.ExceptHookArgs) -> None:
     heartbeat.failed(f"thread {name} died: {args.exc_type.__name__}: {args.exc_value}")
 
 
-def _end() -> None:
-    """End all that there is of this group on this host, at last this process."""
+def _end(launcher: int) -> None:
+    """End all that there is of this group on this host, and the launcher's daemon, which ends this process, too."""
     if tag := os.environ.get(processes.TAG):
         processes.end_group(tag)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if os.getppid() == launcher:
+            os.kill(launcher, number)
+            time.sleep(DAEMON_TIMEOUT_S)
     os._exit(1)
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 DRAIN_S = 0.5
+TERMINATE_S = 1.5
+"""For mpiexec to end remote ranks, and to tidy up; what is left here is killed then."""
 STOP_GRACE_S = 3.0
 """From the leader's good end to that of its followers."""
 REPORT_PERIOD_S = 1.0
@@ -70,7 +73,8 @@ class Supervisor:
         launcher = find_launcher(deployment.parallel)
         program, environment = build_program(deployment, worker, endpoint, engine)
         environment = {**os.environ, **environment, processes.TAG: self._tag}
-        command, environment = build_call(launcher, deployment.parallel, worker, program, environment)
+        directory = Path(endpoint.removeprefix("ipc://")).parent  # the stage removes it in the end
+        command, environment = build_call(launcher, deployment.parallel, worker, program, environment, directory)
         log.info("%s (%s) starts %d ranks", launcher.mpiexec, launcher.implementation, worker.group_size)
         self._job = Job(command, environment, launcher.marker, on_output=self._take_output, on_words=self._write_words)
 
@@ -80,6 +84,7 @@ class Supervisor:
         try:
             return self._supervise()
         finally:
+            self._job.terminate(TERMINATE_S)
             if not processes.end_group(self._tag):
                 log.error("processes of the group survive SIGKILL")
             self._job.close()

@@ -1,4 +1,4 @@
-"""Keeps one engine running, in its process or its group of ranks: starts it, notices its end, starts it again with back-off."""
+"""Keeps one engine running, in one process or many: starts it, notices its end, starts it again with back-off."""
 
 from __future__ import annotations
 
