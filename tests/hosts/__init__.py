@@ -16,15 +16,19 @@ import random
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.hosts.init import PORT
 
 TIMEOUT_S = 30.0
 TOOLS = ("ip", "unshare", "nsenter", "mount")
@@ -55,6 +59,8 @@ class Host:
     """Of its first process, as counted outside."""
     _switch: int
     _port: str
+    _network: list[int]
+    """First processes of all hosts."""
 
     def enter(self, command: Sequence[str]) -> list[str]:
         """The command that runs ``command`` in this host, in the current directory, with the caller's environment."""
@@ -75,18 +81,38 @@ class Host:
         _ip(self._switch, f"link set {self._port} down")
 
     def mend(self) -> None:
-        """Plug it in again."""
+        """Plug it in again, and wait for it to work."""
         _ip(self._switch, f"link set {self._port} up")
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.is_reachable():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} cannot be reached {TIMEOUT_S:g} s after its link was mended")
+            time.sleep(0.05)
+        for pid in self._network:  # that another host could not be found is remembered for a while
+            _ip(pid, "neigh flush all")
+
+    def is_reachable(self) -> bool:
+        """Whether the machine itself can connect to this host."""
+        try:
+            socket.create_connection((self.address, PORT), 1.0).close()
+        except OSError:
+            return False
+        return True
 
     def traffic(self) -> tuple[int, int]:
         """Bytes that this host has received and sent over its link."""
         (link,) = json.loads(_ip(self.pid, "-s -j link show eth0"))
         return link["stats64"]["rx"]["bytes"], link["stats64"]["tx"]["bytes"]
 
-    def processes(self) -> list[str]:
-        """Command lines of what runs here, save for the first process."""
-        children = psutil.Process(self.pid).children(recursive=True)
-        return [shlex.join(child.cmdline()) for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    def processes(self) -> list[psutil.Process]:
+        """What runs here, save for the first process."""
+        here = Path(f"/proc/{self.pid}/ns/pid").readlink()
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError, psutil.Error):
+                if pid != self.pid and Path(f"/proc/{pid}/ns/pid").readlink() == here:
+                    found.append(psutil.Process(pid))
+        return found
 
 
 @dataclass(frozen=True)
@@ -134,13 +160,15 @@ def make_hosts(count: int) -> Iterator[Hosts]:
         cable = f"td{secrets.token_hex(4)}"
         _plug(os.getpid(), switch, "port0", cable, f"{network}.254")
         stack.callback(_ip, os.getpid(), f"link del {cable}")  # with the switch it would go a little later
-        hosts = []
+        hosts: list[Host] = []
+        pids: list[int] = []
         for number in range(1, count + 1):
             name = f"host{number}"
             init = [*_PYTHON, str(_HERE / "init.py"), str(directory / name)]
             holder = stack.enter_context(_hold([*_ISOLATE, "sh", "-c", _SET_UP, "sh", name, *init]))
             pid = int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()[0])
-            hosts.append(Host(name, f"{network}.{number}", pid, switch, f"port{number}"))
+            hosts.append(Host(name, f"{network}.{number}", pid, switch, f"port{number}", pids))
+            pids.append(pid)
             _plug(pid, switch, hosts[-1]._port, "eth0", hosts[-1].address)
         yield Hosts(hosts, f"{network}.0/24", _write_agent(directory, hosts), f"{network}.254")
 

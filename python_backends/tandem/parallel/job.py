@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tandem.parallel import processes
 from tandem.parallel.output import Demultiplexer, Line
+from tandem.parallel.verdict import Word
 
 READ_BYTES = 1 << 16
-WORDS = 4
-"""Last lines on stderr that are told when mpiexec ends by itself."""
+WORDS = 50
+"""Last lines on stderr that are kept, to tell why mpiexec ended by itself."""
 
 
 class Job:
@@ -53,9 +54,11 @@ class Job:
         self.dead: list[int] = []
         """Ranks on this host that have ended, in that order."""
         self._fates: dict[int, str] = {}
-        self._words: deque[str] = deque(maxlen=WORDS)
+        self._words: deque[Word] = deque(maxlen=WORDS)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
+        self._open = 2
+        """Streams that have not come to their end."""
         for stream, take in ((self._process.stdout, self._take_output), (self._process.stderr, self._take_words)):
             os.set_blocking(stream.fileno(), False)
             self.listen(stream.fileno(), partial(self._read, stream.fileno(), Demultiplexer(marker), take))
@@ -84,16 +87,16 @@ class Job:
         return self._process.poll()
 
     def drain(self, timeout_s: float) -> None:
-        """Take what is left of the output of a job that has ended."""
+        """Take what is left of the output of a job that ends; wait for its end at most ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while self._selector.get_map() and (left := deadline - time.monotonic()) > 0:
+        while self._open and (left := deadline - time.monotonic()) > 0:
             self.step(left)
 
     def fate(self, rank: int) -> str:
         """How a rank in ``dead`` ended, as a predicate."""
         return self._fates[rank]
 
-    def words(self) -> list[str]:
+    def words(self) -> list[Word]:
         """The last lines on stderr."""
         return list(self._words)
 
@@ -121,6 +124,7 @@ class Job:
             take(line)
         if not data:
             self.unlisten(fd)
+            self._open -= 1
 
     def _take_output(self, line: Line) -> None:
         rank, text = line
@@ -132,8 +136,7 @@ class Job:
     def _take_words(self, line: Line) -> None:
         rank, data = line
         text = data.decode(errors="replace").rstrip()
-        if text.strip("-= "):
-            self._words.append(text)
+        self._words.append((rank, text))
         self._on_words(rank, text)
 
     def _note_end(self, rank: int, pid: int, fd: int) -> None:

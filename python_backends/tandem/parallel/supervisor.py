@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -30,12 +29,14 @@ from tandem.parallel import heartbeat, processes
 from tandem.parallel.job import Job
 from tandem.parallel.launch import build_call, find_launcher
 from tandem.parallel.rank import build_program
+from tandem.parallel.verdict import find_bereaved, find_culprit, summarize
 from tandem.parallel.watch import Watch
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-DRAIN_S = 0.5
+DRAIN_S = 1.0
+"""For mpiexec to say what it knows, when a job ends by itself."""
 TERMINATE_S = 1.5
 """For mpiexec to end remote ranks, and to tidy up; what is left here is killed then."""
 STOP_GRACE_S = 3.0
@@ -121,23 +122,28 @@ class Supervisor:
             return problem
         if self._stop_by is not None:
             return None
+        status = self._job.status()
+        if status is not None and status < 0:  # ranks end with it, so this is first
+            return f"mpiexec was killed by {signal.Signals(-status).name}"
+        return self._explain_end() if self._job.dead or status is not None else None
+
+    def _explain_end(self) -> str:
+        """Why the job ends by itself. A rank here may have ended because of one on another host: mpiexec is heard."""
+        if not self._job.dead or len(self._worker.hosts) > 1:
+            self._job.drain(DRAIN_S)
+            if (failure := self._watch.find_problem(time.monotonic())) is not None:
+                return failure
+            words = self._job.words()
+            pids = [self._watch.pid(rank) for rank in range(self._worker.group_size)]
+            if (rank := find_culprit(words, pids, self._hosts)) is not None:
+                return f"{self._watch.describe(rank)} has ended"
+            if (rank := find_bereaved(words)) is not None:
+                fate = "that one has ended, or its host or link is down"
+                return f"{self._watch.describe(rank)} lost its connection to another rank: {fate}"
         if self._job.dead:
             first = self._job.dead[0]
             return f"{self._watch.describe(first)} {self._job.fate(first)}"
-        status = self._job.status()
-        return None if status is None else self._explain_end(status)
-
-    def _explain_end(self, status: int) -> str:
-        """Why mpiexec ended by itself: a rank that failed, else what is said."""
-        self._job.drain(DRAIN_S)
-        if (failure := self._watch.find_problem(time.monotonic())) is not None:
-            return failure
-        words = self._job.words()
-        pids = {int(pid) for pid in re.findall(r"\bPID (\d+)", " ".join(words))}
-        named = [rank for rank in range(self._worker.group_size) if self._watch.pid(rank) in pids]
-        who = self._watch.describe(named[0]) if len(named) == 1 else "a rank"
-        said = " / ".join(words)
-        return f"{who} has ended, and mpiexec with status {status}" + (f"; it said: {said}" if said else "")
+        return f"mpiexec has ended with status {self._job.status()}: {summarize(self._job.words())}"
 
     def _show_life(self, now: float) -> None:
         """Until rank 0 speaks with the stage; while it starts MPI it cannot speak either."""

@@ -15,6 +15,8 @@ START_TIMEOUT_S = 60.0
 """For a rank to be heard of for the first time."""
 LOADING_SILENCE_S = 15.0
 """While libraries are loaded, a rank may hold its breath for longer."""
+SHARE = 0.5
+"""Of the limit: who has been silent, or stood still, for as long when another one reaches it shares its fate."""
 PAUSE_S = 2.0
 """Who has not looked for as long may have stood still itself."""
 
@@ -88,12 +90,17 @@ class Watch:
         return f"{self._describe_all(absent)} did not start within {START_TIMEOUT_S:g} s" if absent else None
 
     def _find_silent(self, now: float) -> str | None:
-        silent = self._where(lambda rank: rank.pid is not None and now - rank.heard > self._patience_s(rank))
-        if not silent:
+        def is_silent(rank: _Rank, share: float) -> bool:
+            return rank.pid is not None and now - rank.heard > share * self._patience_s(rank)
+
+        if not (first := self._where(lambda rank: is_silent(rank, 1.0))):
             return None
-        limit_s = min(self._patience_s(self._ranks[rank]) for rank in silent)
-        fate = "it is stopped, or its host or link is down" if len(silent) == 1 else "their host or link is down"
-        verb = "has" if len(silent) == 1 else "have"
+        silent = self._where(lambda rank: is_silent(rank, SHARE))
+        limit_s = min(self._patience_s(self._ranks[rank]) for rank in first)
+        if len(silent) == 1:
+            verb, fate = "has", "it is stopped, or its host or link is down"
+        else:
+            verb, fate = "have", "they are stopped, or their host or link is down"
         return f"{self._describe_all(silent)} {verb} been silent for {limit_s:g} s: {fate}"
 
     def _patience_s(self, rank: _Rank) -> float:
@@ -107,9 +114,9 @@ class Watch:
         if any(rank.phase != "running" for rank in self._ranks):
             return None
         limit_s = self._hang_timeout_s + 2 * PERIOD_S
-        still = self._where(lambda rank: now - rank.advanced > limit_s)
-        if not still:
+        if not self._where(lambda rank: now - rank.advanced > limit_s):
             return None
+        still = self._where(lambda rank: now - rank.advanced > SHARE * limit_s)
         who = "no rank" if len(still) == len(self._ranks) else self._describe_all(still)
         what = "has made progress" if who == "no rank" else "made no progress"
         return f"{who} {what} for {self._hang_timeout_s:g} s, though alive: the engine's step hangs"

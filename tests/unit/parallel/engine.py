@@ -1,7 +1,7 @@
 """An engine of several ranks that computes next to nothing, and fails in the ways that it is asked for.
 
-A request's id says what to do: ``sum``, ``pids``, ``env-NAME``, or ``WAY-RANK``, the way in which one rank fails. The
-answer has one token for each rank. ``TEST_LOADING`` is a way to fail while loading.
+A request's id says what to do: ``sum-SIZE``, ``pids``, ``env-NAME``, or ``WAY-RANK``, the way in which one rank fails.
+The answer has one token for each rank. ``TEST_LOADING`` is a way to fail while loading.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def compute(what: str, group: RankGroup) -> list[int]:
         return list(comm.allgather(os.getpid()))
     if what.startswith("env-"):
         return list(comm.allgather(int(os.environ.get(what[4:], "0"))))
-    total = np.full(1000, group.rank + 1.0, np.float32)
+    size = int(what[4:]) if what.startswith("sum-") else 1000
+    total = np.full(size, group.rank + 1.0, np.float32)
     from mpi4py import MPI
 
     comm.Allreduce(MPI.IN_PLACE, total)
