@@ -28,7 +28,7 @@ _LIBRARIES: dict[Implementation, tuple[str, ...]] = {
     "mpich": ("libmpi.so.12", "libmpich.so.12"),
     "openmpi": ("libmpi.so.40",),
 }
-_MARKERS: dict[Implementation, re.Pattern[bytes]] = {
+MARKERS: dict[Implementation, re.Pattern[bytes]] = {
     "mpich": re.compile(rb"\x1e(\d+)\x1f"),
     "openmpi": re.compile(rb"\[[^][ ,]*,(\d+)\]<std(?:out|err)>: ?"),
 }
@@ -54,7 +54,7 @@ class Launcher:
     @property
     def marker(self) -> re.Pattern[bytes]:
         """What stands before each piece of a rank's output; group 1 is the rank."""
-        return _MARKERS[self.implementation]
+        return MARKERS[self.implementation]
 
 
 def find_launcher(parallel: Parallel) -> Launcher:
