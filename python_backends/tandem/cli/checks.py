@@ -18,6 +18,8 @@ import psutil
 from tandem.cli.terminal import size
 from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
+from tandem.parallel.launch import find_agent, find_launcher
+from tandem.parallel.network import check_first_host
 from tandem.triton.command import check_shared_memory
 from tandem.triton.install import check_machine
 from tandem.triton.libpython import find_libpython
@@ -25,6 +27,7 @@ from tandem.triton.ports import choose_ports
 from tandem.triton.runtime import brings_server, check_python, find_runtime
 
 _IMPORT_TIMEOUT_S = 120
+_HOST_TIMEOUT_S = 15
 _EXTRA_MODELS = 4
 """Model instances beside the workers: llm, preprocess."""
 
@@ -91,6 +94,43 @@ def _nixl(_: Deployment) -> Finding:
     if problem is not None:
         return Finding("bad", f"nixl-cu13 {version} does not start: {problem}; {reinstall}")
     return Finding("good", f"nixl-cu13 {version}")
+
+
+def _mpi(deployment: Deployment) -> Finding:
+    groups = [worker for worker in deployment.worker if worker.group_size > 1]
+    try:
+        launcher = find_launcher(deployment.parallel)
+    except TandemError as error:
+        return Finding("bad" if groups else "note", error.message)
+    found = f"{launcher.implementation}: {launcher.mpiexec}"
+    code = f"import os; os.environ['MPI4PY_LIBMPI'] = {launcher.library!r}; from mpi4py import MPI"
+    if groups and (problem := _try(code)) is not None:
+        return Finding("bad", f"{found}; mpi4py does not start with {launcher.library}: {problem}")
+    return Finding("good", found if groups else f"{found}; no worker has several ranks")
+
+
+def _hosts(deployment: Deployment) -> Finding:
+    spread = [worker for worker in deployment.worker if len(worker.hosts) > 1]
+    if not spread:
+        return Finding("good", "every worker runs on this machine")
+    agent = find_agent(deployment.parallel)
+    for worker in spread:
+        check_first_host(worker)
+    others = sorted({host for worker in spread for host in worker.hosts[1:]})
+    for host in others:
+        command = [agent, host, "test", "-x", sys.executable]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HOST_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return Finding("bad", f"{host}: no answer to {' '.join(command)} within {_HOST_TIMEOUT_S} s")
+        if done.returncode == 1:
+            return Finding("bad", f"{host} has no {sys.executable}; put the same installation at the same path there")
+        if done.returncode:
+            said = done.stderr.strip() or f"exit status {done.returncode}"
+            return Finding("bad", f"{host} cannot be reached: {said} (tried: {' '.join(command)})")
+    return Finding("good", f"{', '.join(others)} can be reached with {agent}")
 
 
 def _devices(deployment: Deployment) -> Finding:
@@ -174,6 +214,8 @@ CHECKS: dict[str, Check] = {
     "numpy": _safely(_numpy),
     "model": _safely(_model),
     "NIXL": _safely(_nixl),
+    "MPI": _safely(_mpi),
+    "hosts": _safely(_hosts),
     "GPU": _safely(_devices),
     "cores": _safely(_cores),
     "memory": _safely(_memory),

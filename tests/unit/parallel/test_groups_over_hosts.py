@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,24 @@ def test_a_host_that_cannot_be_reached_is_named(hosts: Hosts, tmp_path: Path) ->
 def test_the_first_host_has_to_be_this_one(hosts: Hosts, tmp_path: Path) -> None:
     with Group(tmp_path, "mpich", size=2, hosts=hosts, indexes=(0, 1), started_on=hosts[1]) as group:
         assert f"worker.hosts: '{hosts[0].address}', the first of prefill_0, is no address of this" in group.wait_exit()
+
+
+def test_doctor_tries_to_reach_the_hosts(hosts: Hosts, tmp_path: Path) -> None:
+    worker = f'tensor_parallel_size = 2\nhosts = ["{hosts[0].address}", "{hosts[1].address}"]\n'
+    file = tmp_path / "d.toml"
+    file.write_text(
+        f'name = "d"\n[model]\npath = "m"\n[parallel]\nlaunch_agent = "{hosts.agent}"\n'
+        f'[[worker]]\nname = "p"\nstage = "prefill"\n{worker}[[worker]]\nname = "q"\nstage = "decode"\n'
+    )
+
+    def ask() -> str:
+        command = [sys.executable, "-c", "from tandem.cli import app; app()", "doctor", str(file)]
+        said = hosts[0].run(command, check=False, timeout=120.0).stdout
+        return " ".join(said.split())
+
+    assert f"✓ hosts {hosts[1].address} can be reached with" in ask()
+    hosts[1].cut()
+    try:
+        assert f"✗ hosts {hosts[1].address} cannot be reached: agent: connect to host" in ask()
+    finally:
+        hosts[1].mend()
