@@ -103,7 +103,7 @@ def _mpi(deployment: Deployment) -> Finding:
     except TandemError as error:
         return Finding("bad" if groups else "note", error.message)
     found = f"{launcher.implementation}: {launcher.mpiexec}"
-    code = f"import os; os.environ['MPI4PY_LIBMPI'] = {launcher.library!r}; from mpi4py import MPI"
+    code = f"import os; os.environ['MPI4PY_LIBMPI'] = {str(launcher.library)!r}; from mpi4py import MPI"
     if groups and (problem := _try(code)) is not None:
         return Finding("bad", f"{found}; mpi4py does not start with {launcher.library}: {problem}")
     return Finding("good", found if groups else f"{found}; no worker has several ranks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from tandem.deployment import Parallel, Worker
 from tandem.errors import TandemError
 from tandem.parallel.network import SUBNET, check_first_host
 
+log = logging.getLogger(__name__)
+
 Implementation = Literal["mpich", "openmpi"]
 
 VERSION_TIMEOUT_S = 20
@@ -24,10 +27,8 @@ _PROGRAMS: dict[Implementation, tuple[str, ...]] = {
     "openmpi": ("ompirun_wrapper", "mpirun"),
 }
 """In a wheel. Both wheels bring an ``mpiexec``, and the one installed last has its way; these names are their own."""
-_LIBRARIES: dict[Implementation, tuple[str, ...]] = {
-    "mpich": ("libmpi.so.12", "libmpich.so.12"),
-    "openmpi": ("libmpi.so.40",),
-}
+_LIBRARIES: dict[Implementation, str] = {"mpich": "libmpi.so.12", "openmpi": "libmpi.so.40"}
+"""The names by which mpi4py's modules ask for them; Debian calls MPICH's otherwise."""
 MARKERS: dict[Implementation, re.Pattern[bytes]] = {
     "mpich": re.compile(rb"\x1e(\d+)\x1f"),
     "openmpi": re.compile(rb"\[[^][ ,]*,(\d+)\]<std(?:out|err)>: ?"),
@@ -44,8 +45,7 @@ class Launcher:
 
     implementation: Implementation
     mpiexec: Path
-    library: str
-    """Path, or a name for the dynamic linker to find."""
+    library: Path
     prefix: Path | None = None
     """Where a wheel was installed to; it was built for another place."""
     major: int = 5
@@ -95,25 +95,29 @@ def _find_wheel(implementation: Implementation) -> Launcher | None:
         return None
     files = {file.name: Path(str(package.locate_file(file))).resolve() for file in package.files or []}
     programs = [files[name] for name in _PROGRAMS[implementation] if name in files and files[name].exists()]
-    libraries = [files[name] for name in _LIBRARIES[implementation] if name in files]
-    if not programs or not libraries:
+    library = files.get(_LIBRARIES[implementation])
+    if not programs or library is None:
         return None
-    return Launcher(implementation, programs[0], str(libraries[0]), prefix=programs[0].parent.parent)
+    return Launcher(implementation, programs[0], library, prefix=programs[0].parent.parent)
 
 
 def _find_own() -> Launcher | None:
-    """The first mpiexec on the path that is no wheel's."""
+    """The first mpiexec on the path that is no wheel's; None if mpi4py cannot go with it."""
     ours = Path(sys.prefix, "bin").resolve()
     places = [place for place in os.get_exec_path() if Path(place).resolve() != ours]
     found = shutil.which("mpiexec", path=os.pathsep.join(places))
-    return _ask(Path(found)) if found else None
+    try:
+        return _ask(Path(found)) if found else None
+    except TandemError as error:
+        log.warning("not used: %s", error.message)
+        return None
 
 
 def _ask(mpiexec: Path) -> Launcher:
     """What an mpiexec says it is.
 
     Raises:
-        TandemError: ``invalid_request``: it does not run, or is of no kind that we know.
+        TandemError: ``invalid_request``: it does not run, is of no kind that we know, or has no library.
     """
     try:
         done = subprocess.run(
@@ -131,15 +135,18 @@ def _ask(mpiexec: Path) -> Launcher:
     )
 
 
-def _find_library(mpiexec: Path, implementation: Implementation) -> str:
-    """The library beside an mpiexec; without one in sight, its name for the dynamic linker."""
-    names = _LIBRARIES[implementation]
+def _find_library(mpiexec: Path, implementation: Implementation) -> Path:
+    """The library beside an mpiexec.
+
+    Raises:
+        TandemError: ``invalid_request``: there is none.
+    """
+    name = _LIBRARIES[implementation]
     for prefix in dict.fromkeys((mpiexec.parent.parent, mpiexec.resolve().parent.parent)):
         for directory in ("lib", "lib64", "lib/*-linux-gnu", "lib/*-linux-gnu/*/lib"):
-            for name in names:
-                if found := next(prefix.glob(f"{directory}/{name}"), None):
-                    return str(found)
-    return names[0]
+            if found := next(prefix.glob(f"{directory}/{name}"), None):
+                return found
+    raise TandemError("invalid_request", f"parallel.mpiexec: {mpiexec} has no {name}, which mpi4py needs, beside it")
 
 
 # ---------------------------------------------------------------- the call
@@ -159,7 +166,7 @@ def build_call(
     Raises:
         TandemError: ``invalid_request``: the hosts cannot be reached from here like this.
     """
-    environment = {**environment, "MPI4PY_LIBMPI": launcher.library}
+    environment = {**environment, "MPI4PY_LIBMPI": str(launcher.library)}
     if parallel.subnet:
         environment[SUBNET] = parallel.subnet
     if len(worker.hosts) > 1:
@@ -203,9 +210,10 @@ def _openmpi_environment(launcher: Launcher, parallel: Parallel, worker: Worker,
     }
     if launcher.prefix is not None:
         environment["OPAL_PREFIX"] = str(launcher.prefix)
-    for name in ("PRTE_MCA_prte_local_tmpdir_base", "OMPI_MCA_orte_local_tmpdir_base"):
-        environment[name] = str(directory)
-    if len(worker.hosts) > 1:
+    environment["PRTE_MCA_prte_local_tmpdir_base"] = str(directory)
+    if len(worker.hosts) < 2:
+        environment["OMPI_MCA_orte_tmpdir_base"] = str(directory)  # before 5 there is none for this host only
+    else:
         for name in ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent"):
             environment[name] = find_agent(parallel)
         if parallel.subnet:

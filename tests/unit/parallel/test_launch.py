@@ -51,7 +51,7 @@ def test_the_wheels_stand_beside_each_other(mpi: str) -> None:
     found = launcher(mpi=mpi)
     assert found.implementation == mpi
     assert os.access(found.mpiexec, os.X_OK)
-    assert Path(found.library).is_file()
+    assert found.library.is_file()
 
 
 @pytest.mark.parametrize("mpi", IMPLEMENTATIONS)

@@ -80,6 +80,13 @@ def test_a_rank_that_never_joins_a_collective_is_noticed(group: Group, rank: int
     assert group.is_gone()
 
 
+def test_a_rank_that_never_lets_go_of_the_interpreter_is_silent(group: Group) -> None:
+    group.tell("freeze-1")
+    assert "rank 1 (pid " in group.wait_exit()
+    assert "has been silent for 2 s" in group.wait_exit()
+    assert group.is_gone()
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
