@@ -63,6 +63,12 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     Raises:
         TandemError: what in deployment, environment or checkpoint is wrong.
     """
+    if worker.group_size > 1:
+        raise TandemError(
+            "invalid_request",
+            f"worker.tensor_parallel_size, worker.pipeline_parallel_size: {worker.group_size} ranks, but the engine "
+            "'torch' does not split a model yet; give 1 for both",
+        )
     key = handle_key()
     fingerprint = read_fingerprint(Path(deployment.model.path))
     runner = load_runner(deployment, worker, loading)
