@@ -1,7 +1,7 @@
-"""This process's place in an engine group, and what leader and followers say to each other: orders out, reports back.
+"""This process's place in an engine group, and what leader and followers say to each other: orders and reports.
 
-Messages go from rank to rank over MPI, on a communicator of their own. Who waits for one naps between looks: a rank that
-has nothing to do must not burn a core, as the blocking calls of MPI do. The collectives of a step may spin.
+Messages go from rank to rank over MPI, on a communicator of their own. Who waits for one naps between looks: a rank
+that has nothing to do must not burn a core, as the blocking calls of MPI do. The collectives of a step may spin.
 """
 
 from __future__ import annotations
