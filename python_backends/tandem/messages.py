@@ -159,7 +159,7 @@ class Load(Message, frozen=True, kw_only=True):
 
 
 class TransferInfo(Message, frozen=True, kw_only=True):
-    """Where a worker's KV memory lies and how NIXL reaches it. Block i starts at ``address + i * block_bytes``."""
+    """Where one rank's KV memory lies and how NIXL reaches it. Block i starts at ``address + i * block_bytes``."""
 
     agent_name: str
     agent_metadata: bytes
@@ -192,11 +192,14 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     stage: StageName
     engine: str
     kv: KvFormat
+    partition: Partition = Partition()
+    """Workers whose partitions differ fit together all the same: KV is cut anew on its way."""
     vocab_size: int
     max_model_len: int
     """Most tokens of prompt and answer together."""
     max_batch_size: int
-    transfer: TransferInfo | None
+    transfers: list[TransferInfo] = []
+    """One for each rank, in their order; a block of the worker is the blocks of that number of all ranks."""
 
 
 class KvFormat(Message, frozen=True, kw_only=True):
@@ -206,8 +209,12 @@ class KvFormat(Message, frozen=True, kw_only=True):
     """Hash over the model's configuration and weights."""
     dtype: str
     layout: str
+    """Order of what a block holds, and of the numbers in a key."""
     block_size: int
-    tensor_parallel_size: int = 1
+    num_layers: int
+    num_kv_heads: int
+    slice_bytes: int
+    """Bytes of one KV head of one layer in a block; a rank's block holds those of its heads and, within each, layers."""
 
 
 # ---------------------------------------------------------------- lane (orchestrator → stage)
@@ -280,12 +287,6 @@ LaneReply = HelloReply | Done | Refused | SubmitReply | PollReply
 # ---------------------------------------------------------------- engine process (stage ↔ engine)
 
 
-class Release(Message, tag="release", frozen=True, kw_only=True):
-    """Give up leases that were granted for these requests (their handle will not be redeemed)."""
-
-    request_ids: list[str]
-
-
 class Stop(Message, tag="stop", frozen=True, kw_only=True):
     """End the engine process in good order."""
 
@@ -296,7 +297,7 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     work: list[AnyWork]
 
 
-EngineCommand = Start | Cancel | Release | Pair | Stop
+EngineCommand = Start | Cancel | Pair | Stop
 
 
 class Loading(Message, tag="loading", frozen=True, kw_only=True):
@@ -337,6 +338,7 @@ class KvHandle(Message, frozen=True, kw_only=True):
     epoch: int
     lease_id: int
     kv: KvFormat
+    partition: Partition
     num_tokens: int
     """Tokens whose KV the blocks hold (the prompt's)."""
     tokens_digest: bytes

@@ -39,11 +39,8 @@ class Engine(Protocol):
         ...
 
     def cancel(self, request_ids: list[str]) -> None:
-        """Stop these requests before the step after next; each known one ends in ``Finished("cancelled")``."""
-        ...
-
-    def release(self, request_ids: list[str]) -> None:
-        """End the leases granted for these requests, if they are still held."""
+        """Stop these requests before the step after next, and end the leases granted for them; each one that has not
+        ended ends in ``Finished("cancelled")``."""
         ...
 
     def pair(self, peer: WorkerInfo) -> None:

@@ -40,7 +40,6 @@ from tandem.messages import (
     Loading,
     Pair,
     Ready,
-    Release,
     Start,
     Stop,
     decoder,
@@ -216,8 +215,6 @@ def _serve(engine: Engine, commands: zmq.Socket[bytes], stopping: threading.Even
                 engine.submit(command.work)
             case Cancel():
                 engine.cancel(command.request_ids)
-            case Release():
-                engine.release(command.request_ids)
             case Pair():
                 _pair(engine, command)
             case Stop():

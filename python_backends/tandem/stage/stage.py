@@ -28,7 +28,6 @@ from tandem.messages import (
     Pair,
     Poll,
     Refused,
-    Release,
     Start,
     Submit,
     SubmitReply,
@@ -160,7 +159,6 @@ class Stage:
     def cancel(self, request_ids: list[str]) -> None:
         """Stop requests wherever they are and give up the leases granted for them."""
         self._keeper.send(Cancel(request_ids=request_ids))
-        self._keeper.send(Release(request_ids=request_ids))
 
     @property
     def info(self) -> WorkerInfo | None:

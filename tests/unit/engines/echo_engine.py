@@ -23,11 +23,12 @@ class EchoEngine:
             epoch=epoch,
             stage=worker.stage,
             engine="echo",
-            kv=KvFormat(fingerprint="f", dtype="d", layout="l", block_size=1),
+            kv=KvFormat(
+                fingerprint="f", dtype="d", layout="l", block_size=1, num_layers=1, num_kv_heads=1, slice_bytes=8
+            ),
             vocab_size=10,
             max_model_len=10,
             max_batch_size=1,
-            transfer=None,
         )
         self._steps = 0
 
@@ -50,10 +51,8 @@ class EchoEngine:
             self._sink([tokens, Finished(request_id=one.request_id, reason="stop")], Load(steps=self._steps))
 
     def cancel(self, request_ids: list[str]) -> None:
-        self._sink([Finished(request_id=r, reason="cancelled") for r in request_ids], Load(steps=self._steps))
-
-    def release(self, request_ids: list[str]) -> None:
-        self._sink([], Load(steps=self._steps, handles_expired=len(request_ids)))
+        load = Load(steps=self._steps, handles_expired=len(request_ids))
+        self._sink([Finished(request_id=r, reason="cancelled") for r in request_ids], load)
 
     def pair(self, peer: WorkerInfo) -> None:
         raise TandemError("worker_incompatible", f"{peer.worker_id} does not fit")

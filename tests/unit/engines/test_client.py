@@ -27,7 +27,6 @@ from tandem.messages import (
     Pair,
     Prefill,
     Ready,
-    Release,
     Sampling,
     Start,
     Stopping,
@@ -141,8 +140,6 @@ def test_works_and_stops_in_good_order(launch: Launch, tmp_path: Path) -> None:
     assert second.load == Load(steps=2)
     engine.process.send(Cancel(request_ids=["c"]))
     assert engine.events().events == [Finished(request_id="c", reason="cancelled")]
-    engine.process.send(Release(request_ids=["x", "y"]))
-    assert engine.next(lambda r: isinstance(r, Events) and r.load.handles_expired == 2)
     pid = engine.process.pid
     engine.process.stop(DEADLINE_S)
     assert engine.exit().startswith("exit status 0; its last words:")

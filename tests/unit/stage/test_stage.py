@@ -102,7 +102,7 @@ def test_work_for_an_earlier_epoch_is_refused(worker: Worker) -> None:
 
 
 def test_cancelling_gives_up_leases_too(worker: Worker) -> None:
-    """The engine of this test counts what it is asked to release as expired."""
+    """The engine of this test counts what it is asked to cancel as expired."""
     assert worker.call(Cancel(request_ids=["a", "b"])) == Done()
     wait_until(lambda: worker.poll(wait_s=0.0).load.handles_expired == 2)
 

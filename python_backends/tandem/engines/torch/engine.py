@@ -159,10 +159,6 @@ class TorchEngine:
         """Stop these requests before the next step, and end the leases they hold."""
         self._inbox.put(partial(self._cancel_all, request_ids))
 
-    def release(self, request_ids: list[str]) -> None:
-        """End the leases granted for these requests."""
-        self._leases.cancel(request_ids)
-
     def pair(self, peer: WorkerInfo) -> None:
         """Get ready to move KV to or from ``peer``.
 

@@ -1,6 +1,7 @@
 """The paged KV cache: one allocation, block after block, so that a block moves between workers as one piece of memory.
 
-Layout: [num_blocks, layers, 2 (keys, values), kv_heads, block_size, head_dim]. Two views of the same memory matter:
+Layout: [num_blocks, kv_heads, layers, 2 (keys, values), block_size, head_dim]. So what a block holds of some heads is one
+run of bytes, of which ranks of an engine group take theirs. Two views of the same memory matter:
 
 * a *slot* holds one token's key or value of one head in one layer: head_dim elements;
 * a *piece* holds a whole block's keys or values of one head in one layer: block_size slots, contiguous.
@@ -24,7 +25,7 @@ from tandem.errors import TandemError
 
 Integers = npt.NDArray[np.int64]
 
-LAYOUT = "block-major-v1"
+LAYOUT = "head-major-v2"
 """Names this layout, and the order of rotary pairs in a key, to other workers."""
 
 
@@ -41,10 +42,9 @@ class KvCache:
         self._memory = _allocate(num_blocks * self.block_bytes, device).view(dtype)
         slots = self._memory.view(-1, self._head_dim)
         pieces = self._memory.view(-1, block_size * self._head_dim)
-        heads = 2 * self._heads
-        self._slots_of = [slots[layer * heads * block_size :] for layer in range(self._layers)]
-        self._pieces_of = [pieces[layer * heads :] for layer in range(self._layers)]
-        self._pieces_in_layer = np.arange(heads).reshape(2, self._heads)
+        self._slots_of = [slots[layer * 2 * block_size :] for layer in range(self._layers)]
+        self._pieces_of = [pieces[layer * 2 :] for layer in range(self._layers)]
+        self._pieces_in_layer = np.arange(self._heads) * (2 * self._layers) + np.arange(2)[:, None]
 
     @property
     def address(self) -> int:

@@ -225,12 +225,12 @@ def test_cancel_during_pulls_frees_both_sides(pair: tuple[Harness, Harness]) -> 
         assert harness.until_idle().handles_held == 0
 
 
-def test_a_released_lease_is_refused(pair: tuple[Harness, Harness]) -> None:
+def test_a_cancelled_lease_is_refused(pair: tuple[Harness, Harness]) -> None:
     prefill, decode = pair
     (prompt,) = make_prompts(20)
-    work = make_work("released", prompt)
+    work = make_work("given-up", prompt)
     events = prefill.run([as_prefill(work)])[0]
-    prefill.engine.release(["released"])
+    prefill.engine.cancel(["given-up"])
     end = decode.run([as_decode(work, tokens_of(events), handle_of(events))])[0][-1]
     assert isinstance(end, Failed)
     assert end.code == "lease_cancelled"
