@@ -153,6 +153,9 @@ class Load(Message, frozen=True, kw_only=True):
     pulls: int = 0
     steps: int = 0
     """Engine steps that made progress: a worker that has work and whose steps stand still is hung."""
+    step_seconds: float = 0.0
+    collective_seconds: float = 0.0
+    """Of the steps' time, what the leader spent in exchange with other ranks, waiting for them included."""
 
 
 # ---------------------------------------------------------------- who a worker is
@@ -214,7 +217,7 @@ class KvFormat(Message, frozen=True, kw_only=True):
     num_layers: int
     num_kv_heads: int
     slice_bytes: int
-    """Bytes of one KV head of one layer in a block; a rank's block holds those of its heads and, within each, layers."""
+    """Bytes of one KV head of one layer in a block; a rank's block holds its heads and, within each, its layers."""
 
 
 # ---------------------------------------------------------------- lane (orchestrator → stage)

@@ -19,7 +19,7 @@ from tandem.kv.blocks import BlockPool
 from tandem.text.codec import TextCodec
 from tandem.triton.server import TritonServer
 from tests.integration.clients import ask_all, ask_now, generate
-from tests.unit.engines.torch.support import make_runner, make_sequence
+from tests.unit.engines.torch.support import make_runner, make_sequence, step_logits
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the answers of transformers
 
@@ -77,7 +77,7 @@ def test_logits_are_those_of_transformers(
     runner = make_runner(Path(deployment.model.path), block_size=16, kv_memory="256MiB")
     pool = BlockPool(runner.cache.num_blocks)
     sequences = [make_sequence(pool, prompt, block_size=16) for prompt in prompts[::7]]
-    ordered, logits = runner.logits(Step(True, sequences))
+    ordered, logits = step_logits(runner, Step(True, sequences))
     with torch.inference_mode():
         for sequence, row in zip(ordered, logits, strict=True):
             theirs = model(torch.tensor([sequence.token_ids]), logits_to_keep=1).logits[0, -1]

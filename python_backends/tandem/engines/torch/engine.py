@@ -13,20 +13,19 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import Engine, EventSink, LoadingSink
 from tandem.engines.torch.checks import check_room, check_work
 from tandem.engines.torch.handover import HandOver
-from tandem.engines.torch.kv_cache import LAYOUT, KvCache
-from tandem.engines.torch.runner import ModelRunner, load_runner, max_model_len
-from tandem.engines.torch.sampler import Choice
+from tandem.engines.torch.leader import Leader
+from tandem.engines.torch.plan import make_plan
+from tandem.engines.torch.rank import load_leader
+from tandem.engines.torch.runner import ModelRunner
+from tandem.engines.torch.sampler import Choice, choose
 from tandem.engines.torch.scheduler import Scheduler, Step
 from tandem.engines.torch.sequence import Sequence
-from tandem.engines.torch.weights import read_fingerprint
 from tandem.errors import ErrorCode, TandemError
-from tandem.kv.blocks import BlockPool
 from tandem.kv.handle import handle_key, require_compatible
 from tandem.kv.leases import LeaseTable
 from tandem.kv.pull import PullResult
@@ -38,7 +37,6 @@ from tandem.messages import (
     Failed,
     Finished,
     FinishReason,
-    KvFormat,
     KvHandle,
     Load,
     Prefill,
@@ -47,6 +45,7 @@ from tandem.messages import (
     Tokens,
     WorkerInfo,
 )
+from tandem.parallel.group import RankGroup
 
 log = logging.getLogger(__name__)
 
@@ -58,74 +57,40 @@ STOP_TIMEOUT_S = 30.0
 
 
 def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingSink) -> Engine:
-    """Build the engine of one worker (an ``EngineFactory``). Takes seconds; ``loading`` hears of the progress.
+    """Build the engine of one worker, on rank 0 of its group (an ``EngineFactory``). Takes seconds; ``loading`` hears
+    of the progress.
 
     Raises:
         TandemError: what in deployment, environment or checkpoint is wrong.
     """
-    if worker.group_size > 1:
-        raise TandemError(
-            "invalid_request",
-            f"worker.tensor_parallel_size, worker.pipeline_parallel_size: {worker.group_size} ranks, but the engine "
-            "'torch' does not split a model yet; give 1 for both",
-        )
     key = handle_key()
-    fingerprint = read_fingerprint(Path(deployment.model.path))
-    runner = load_runner(deployment, worker, loading)
-    cache = runner.cache
-    pool = BlockPool(cache.num_blocks)
-    leases = LeaseTable(pool, deployment.kv.lease_s)
-    loading("transfer", 0.0)
-    transfer = _start_transfer(deployment, worker, epoch, cache, leases)
-    info = WorkerInfo(
-        worker_id=worker.name,
-        epoch=epoch,
-        stage=worker.stage,
-        engine="torch",
-        kv=KvFormat(fingerprint=fingerprint, dtype=deployment.model.dtype, layout=LAYOUT, block_size=cache.block_size),
-        vocab_size=runner.config.vocab_size,
-        max_model_len=max_model_len(deployment, runner.config),
-        max_batch_size=worker.max_batch_size,
-        transfer=transfer.info,
-    )
-    scheduler = Scheduler(pool, cache.block_size, worker.max_batch_size, worker.max_batch_tokens)
-    return TorchEngine(info, runner, scheduler, pool, leases, transfer, key)
+    group = RankGroup.current()
+    info, runner, leases, transfer = load_leader(deployment, worker, epoch, group, loading)
+    scheduler = Scheduler(leases.pool, info.kv.block_size, worker.max_batch_size, worker.max_batch_tokens)
+    return TorchEngine(info, runner, scheduler, leases, transfer, Leader(group), key)
 
 
-def _start_transfer(
-    deployment: Deployment, worker: Worker, epoch: int, cache: KvCache, leases: LeaseTable
-) -> KvTransfer:
-    transfer = KvTransfer(
-        agent_name=f"{worker.name}-{epoch:x}",
-        address=cache.address,
-        block_bytes=cache.block_bytes,
-        num_blocks=cache.num_blocks,
-        memory="DRAM" if cache.device.type == "cpu" else "VRAM",
-        device_id=cache.device.index or 0,
-        leases=leases,
-        timeout_s=deployment.kv.transfer_timeout_s,
-    )
-    transfer.start()
-    return transfer
+class GroupBroken(Exception):
+    """A step failed on this rank, which others may wait in for ever: the group has to be ended as a whole."""
 
 
 class TorchEngine:
-    """One model on one device (an ``Engine``)."""
+    """One model on one device, or on those of a group of ranks (an ``Engine``)."""
 
     def __init__(
         self,
         info: WorkerInfo,
         runner: ModelRunner,
         scheduler: Scheduler,
-        pool: BlockPool,
         leases: LeaseTable,
         transfer: KvTransfer,
+        leader: Leader,
         key: bytes,
     ) -> None:
-        """``transfer`` has been started, and moves the blocks of ``pool`` in ``runner.cache``."""
+        """``transfer`` has been started, and moves the blocks of the leases' pool in ``runner.cache``."""
         self._info, self._runner, self._scheduler = info, runner, scheduler
-        self._pool, self._leases, self._transfer = pool, leases, transfer
-        self._handover = HandOver(info, leases, transfer, key)
+        self._pool, self._leases, self._transfer, self._leader = leases.pool, leases, transfer, leader
+        self._handover = HandOver(info, leases, transfer, leader, key)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -136,7 +101,7 @@ class TorchEngine:
         self._cancelled_pulls: set[str] = set()
         self._events: list[EngineEvent] = []
         self._steps = self._pulls = self._bytes_pulled = 0
-        self._pull_seconds = 0.0
+        self._pull_seconds = self._step_seconds = 0.0
         self._last_load: Load | None = None
 
     # ------------------------------------------------------------ the protocol; called from any thread
@@ -169,6 +134,7 @@ class TorchEngine:
         known = self._handover.peers.get(peer.worker_id)
         if known is None or peer.epoch >= known.epoch:
             self._transfer.pair(peer)
+            self._leader.pair(peer)
             self._handover.peers[peer.worker_id] = peer
 
     def stop(self) -> None:
@@ -177,6 +143,7 @@ class TorchEngine:
         self._inbox.put(lambda: None)
         if self._thread.is_alive():
             self._thread.join(STOP_TIMEOUT_S)
+        self._leader.stop()
         self._transfer.stop()
 
     # ------------------------------------------------------------ the engine's thread
@@ -186,6 +153,8 @@ class TorchEngine:
         while not self._stopping:
             try:
                 self._turn()
+            except GroupBroken:
+                raise  # the thread's end is the engine's
             except Exception as error:
                 log.exception("the engine's loop failed")
                 # What is being pulled ends by itself: until then a read may write into its blocks.
@@ -196,10 +165,13 @@ class TorchEngine:
         """Everything that was asked for meanwhile, then one step."""
         self._read_inbox()
         self._leases.expire()
+        for ended in self._leader.reports():
+            self._transfer.part_ended(ended)
         for sequence in self._scheduler.admit():
             self._pull(sequence)
         step = self._scheduler.next_step()
         if step is None:
+            self._leader.tell(self._leases.held > 0)
             self._report()
             self._wait()
         else:
@@ -236,6 +208,8 @@ class TorchEngine:
             pull_seconds=self._pull_seconds,
             pulls=self._pulls,
             steps=self._steps,
+            step_seconds=self._step_seconds,
+            collective_seconds=self._runner.ranks.seconds,
         )
 
     # ------------------------------------------------------------ accept
@@ -291,15 +265,25 @@ class TorchEngine:
 
     def _run_step(self, step: Step) -> None:
         began = time.monotonic()
+        sequences, plan = make_plan(step, self._info.kv.block_size)
+        self._leader.tell(self._leases.held > 0, plan)
         try:
-            chosen = self._runner.run(step)
+            logits = self._runner.run(plan)
+            assert logits is not None  # this is the leader
+            chosen = choose(logits, sequences)
+        except ArithmeticError as error:
+            self._fail_all(sequences, error)
+            return
         except Exception as error:
-            log.exception("a step of %d sequences failed", len(step.sequences))
-            self._fail_all(step.sequences, error)
+            if not self._leader.is_alone:
+                raise GroupBroken(f"a step of {len(sequences)} sequences failed on rank 0") from error
+            log.exception("a step of %d sequences failed", len(sequences))
+            self._fail_all(sequences, error)
             return
         self._steps += 1
         seconds = time.monotonic() - began
-        for sequence, choice in chosen:
+        self._step_seconds += seconds
+        for sequence, choice in zip(sequences, chosen, strict=True):
             self._take(sequence, choice, step, began, seconds)
 
     def _take(self, sequence: Sequence, choice: Choice, step: Step, began: float, seconds: float) -> None:
@@ -340,6 +324,7 @@ class TorchEngine:
                 self._cancelled_pulls.add(request_id)  # ends in ``_pulled``: until then a read may write to its blocks
                 with contextlib.suppress(TandemError):  # a transfer that has ended has ended its pulls too
                     self._transfer.abort(request_id)
+                self._leader.abort(request_id)
             else:
                 self._finish(sequence, "cancelled")
 

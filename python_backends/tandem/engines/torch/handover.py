@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import TandemError
 from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
@@ -20,8 +21,8 @@ REDEEMED_REMEMBERED = 4096
 class HandOver:
     """Leases, handles and pulls of one worker. Used by the engine's thread alone, but for ``peers``."""
 
-    def __init__(self, info: WorkerInfo, leases: LeaseTable, transfer: KvTransfer, key: bytes) -> None:
-        self._info, self._leases, self._transfer, self._key = info, leases, transfer, key
+    def __init__(self, info: WorkerInfo, leases: LeaseTable, transfer: KvTransfer, leader: Leader, key: bytes) -> None:
+        self._info, self._leases, self._transfer, self._leader, self._key = info, leases, transfer, leader, key
         self.peers: dict[str, WorkerInfo] = {}
         """Paired workers by id."""
         self._redeemed: OrderedDict[tuple[str, int, int], None] = OrderedDict()
@@ -36,6 +37,7 @@ class HandOver:
             epoch=self._info.epoch,
             lease_id=self._leases.grant(sequence.request_id, blocks),
             kv=self._info.kv,
+            partition=self._info.partition,
             num_tokens=sequence.num_cached,
             tokens_digest=digest_tokens(sequence.token_ids[: sequence.num_cached]),
             block_ids=blocks,
@@ -67,3 +69,4 @@ class HandOver:
         """
         local = sequence.block_ids[: len(handle.block_ids)]
         self._transfer.pull(sequence.request_id, handle, local, on_done)
+        self._leader.pull(sequence.request_id, handle, local)

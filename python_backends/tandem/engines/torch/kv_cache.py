@@ -1,7 +1,7 @@
 """The paged KV cache: one allocation, block after block, so that a block moves between workers as one piece of memory.
 
-Layout: [num_blocks, kv_heads, layers, 2 (keys, values), block_size, head_dim]. So what a block holds of some heads is one
-run of bytes, of which ranks of an engine group take theirs. Two views of the same memory matter:
+Layout: [num_blocks, kv_heads, layers, 2 (keys, values), block_size, head_dim]. So what a block holds of some heads is
+one run of bytes, of which ranks of an engine group take theirs. Two views of the same memory matter:
 
 * a *slot* holds one token's key or value of one head in one layer: head_dim elements;
 * a *piece* holds a whole block's keys or values of one head in one layer: block_size slots, contiguous.
@@ -39,6 +39,8 @@ class KvCache:
         self.block_size, self.num_blocks, self.device = block_size, num_blocks, device
         self._layers, self._heads, self._head_dim = config.num_layers, config.num_kv_heads, config.head_dim
         self.block_bytes = block_size * config.kv_bytes_per_token(dtype.itemsize)
+        self.slice_bytes = self.block_bytes // (self._heads * self._layers)
+        """Of one head of one layer in a block, keys and values."""
         self._memory = _allocate(num_blocks * self.block_bytes, device).view(dtype)
         slots = self._memory.view(-1, self._head_dim)
         pieces = self._memory.view(-1, block_size * self._head_dim)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tandem.parallel.collectives import Collectives
+
 
 class Linear(Protocol):
     """x → x·Wᵀ + b."""
@@ -34,6 +36,23 @@ class PlainLinear:
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """As in ``Linear``."""
         return residual + functional.linear(x, self._weight, self._bias)
+
+
+class RowParallelLinear:
+    """A layer of which each rank has some columns; their products are summed over the pipeline stage."""
+
+    def __init__(self, own: Linear, ranks: Collectives, *, adds_residual: bool) -> None:
+        """``own`` has this rank's columns. On one rank of the stage ``adds_residual`` is true, and only there may it
+        have a bias."""
+        self._own, self._ranks, self._adds_residual = own, ranks, adds_residual
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As in ``Linear``."""
+        return self._ranks.sum(self._own(x))
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """As in ``Linear``."""
+        return self._ranks.sum(self._own.plus(x, residual) if self._adds_residual else self._own(x))
 
 
 class PackedLinear:

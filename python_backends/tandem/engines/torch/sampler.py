@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.engines.torch.logits import StepLogits
 from tandem.engines.torch.sequence import Sequence
 from tandem.messages import Sampling, TokenLogprob
 
@@ -29,35 +30,34 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(logits: Tensor, sequences: list[Sequence]) -> list[Choice]:
+def choose(logits: StepLogits, sequences: list[Sequence]) -> list[Choice]:
     """One token for each of ``sequences``.
 
     Args:
-        logits: [sequences, vocab_size], any float dtype and device.
+        logits: of a row for each, and whole those of the rows that ``wants_whole_logits``, in this order.
 
     Raises:
         ArithmeticError: logits hold NaN or only -inf: the model's output is unusable.
     """
-    logits = logits.float().cpu()
-    likeliest = logits.numpy().argmax(-1).tolist()  # 5 to 10 times as quick as torch's
-    if not np.isfinite(logits.numpy()[np.arange(len(likeliest)), likeliest]).all():
+    if not np.isfinite(logits.values).all():
         raise ArithmeticError("the model's logits are not finite; the weights or the KV cache are damaged")
+    whole = iter(torch.from_numpy(logits.whole))
     return [
-        Choice(likeliest[i], None) if _is_plain(sequence) else _choose_one(logits[i], sequence)
-        for i, sequence in enumerate(sequences)
+        _choose_one(next(whole), sequence) if wants_whole_logits(sequence) else Choice(token_id, None)
+        for token_id, sequence in zip(logits.ids.tolist(), sequences, strict=True)
     ]
+
+
+def wants_whole_logits(sequence: Sequence) -> bool:
+    """Whether more than the likeliest token is asked for."""
+    s = sequence.work.sampling
+    return s.temperature > 0 or s.logprobs is not None or _penalises(s) or _may_not_stop(sequence)
 
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on nothing else: Philox (https://doi.org/10.1145/2063384.2063405)."""
     generator = np.random.Philox(key=seed & (2**64 - 1), counter=position)
     return float(generator.random_raw() >> 11) * 2.0**-53
-
-
-def _is_plain(sequence: Sequence) -> bool:
-    """Whether the likeliest token is all that is asked for."""
-    s = sequence.work.sampling
-    return s.temperature == 0 and s.logprobs is None and not _penalises(s) and not _may_not_stop(sequence)
 
 
 def _penalises(s: Sampling) -> bool:

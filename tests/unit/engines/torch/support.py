@@ -6,15 +6,20 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tandem.deployment import Deployment, Kv, Model, Worker
+from tandem.engines.torch.plan import make_plan
 from tandem.engines.torch.runner import ModelRunner, load_runner
+from tandem.engines.torch.sampler import Choice, choose
 from tandem.engines.torch.scheduler import Step
 from tandem.engines.torch.sequence import Sequence
 from tandem.kv.blocks import BlockPool
 from tandem.messages import Generate, Sampling, Stopping
+from tandem.parallel.group import RankGroup
 from tests.checkpoints import make_random_model
 
 VOCAB = 400
@@ -51,7 +56,7 @@ def make_deployment(
 def make_runner(model_dir: Path, dtype: str = "float32", block_size: int = 4, **worker: Any) -> ModelRunner:
     """The model alone, with its cache."""
     deployment = make_deployment(model_dir, dtype, block_size, **worker)
-    return load_runner(deployment, deployment.worker[0], lambda _what, _done: None)
+    return load_runner(deployment, deployment.worker[0], RankGroup.current(), lambda _what, _done: None)
 
 
 def make_prompts(*lengths: int) -> list[list[int]]:
@@ -77,9 +82,25 @@ def make_sequence(pool: BlockPool, token_ids: list[int], block_size: int = 4, ma
     return sequence
 
 
+def run_step(runner: ModelRunner, step: Step) -> list[tuple[Sequence, Choice]]:
+    """The next token of each of the step's sequences, in some order."""
+    sequences, plan = make_plan(step, runner.cache.block_size)
+    logits = runner.run(plan)
+    assert logits is not None
+    return list(zip(sequences, choose(logits, sequences), strict=True))
+
+
+def step_logits(runner: ModelRunner, step: Step) -> tuple[list[Sequence], Tensor]:
+    """One step without choosing: the sequences in row order, and logits [sequences, vocab_size]."""
+    sequences, plan = make_plan(step, runner.cache.block_size)
+    logits = runner.run(msgspec.structs.replace(plan, whole_logits=list(range(len(sequences)))))
+    assert logits is not None
+    return sequences, torch.from_numpy(logits.whole)
+
+
 def generate(runner: ModelRunner, sequences: list[Sequence], steps: int) -> list[list[int]]:
     """The first ``steps`` greedy tokens of each sequence, all in one batch."""
     for step in range(steps):
-        for sequence, choice in runner.run(Step(step == 0, sequences)):
+        for sequence, choice in run_step(runner, Step(step == 0, sequences)):
             sequence.append(choice.token_id)
     return [s.token_ids[s.num_prompt :] for s in sequences]

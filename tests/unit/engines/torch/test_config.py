@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tandem.engines.torch.checkpoint import Checkpoint, read_fingerprint
 from tandem.engines.torch.config import Llama3Rope, read_config
-from tandem.engines.torch.runner import load_runner
-from tandem.engines.torch.weights import Checkpoint, read_fingerprint
+from tandem.engines.torch.sharding import Shard
 from tandem.errors import TandemError
-from tests.unit.engines.torch.support import make_deployment, make_model
+from tandem.messages import Partition
+from tests.unit.engines.torch.support import make_model, make_runner
 
 PLAIN: dict[str, Any] = {
     "model_type": "llama",
@@ -89,28 +90,25 @@ def test_missing_fields_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(TandemError, match=r"tandem\.json.*build/convert\.py"):
         read_fingerprint(tmp_path)
     with pytest.raises(TandemError, match=r"no \*\.safetensors"):
-        Checkpoint(tmp_path, torch.float32, torch.device("cpu"))
+        Checkpoint(tmp_path, Shard(read_config(write(tmp_path)), Partition(), 0), torch.float32, torch.device("cpu"))
 
 
 def test_tensors_must_fit_the_configuration(tmp_path: Path) -> None:
     model_dir = make_model("llama", tmp_path)
     path = model_dir / "config.json"
     raw = json.loads(path.read_text())
-    deployment = make_deployment(model_dir)
     path.write_text(json.dumps(raw | {"intermediate_size": 100}))
     with pytest.raises(TandemError, match=r"gate_proj.weight has shape \[96, 72\]; config.json asks for \[100, 72\]"):
-        load_runner(deployment, deployment.worker[0], lambda *_: None)
+        make_runner(model_dir)
     path.write_text(json.dumps(raw | {"num_hidden_layers": 4}))
     with pytest.raises(TandemError, match=r"lacks the tensor model\.layers\.3\."):
-        load_runner(deployment, deployment.worker[0], lambda *_: None)
+        make_runner(model_dir)
 
 
 def test_limits_of_a_deployment_are_checked(tmp_path: Path) -> None:
     model_dir = make_model("llama", tmp_path)
     with pytest.raises(TandemError, match=r"worker\.kv_memory: 1024 bytes hold no KV block"):
-        load_runner(make_deployment(model_dir), make_deployment(model_dir, kv_memory="1KiB").worker[0], lambda *_: None)
+        make_runner(model_dir, kv_memory="1KiB")
     if not torch.cuda.is_available():
         with pytest.raises(TandemError, match=r"worker\.devices: 'cuda', but torch sees no CUDA device"):
-            load_runner(
-                make_deployment(model_dir), make_deployment(model_dir, devices=["cuda"]).worker[0], lambda *_: None
-            )
+            make_runner(model_dir, devices=["cuda"])

@@ -20,6 +20,8 @@ from tests.unit.engines.torch.support import (
     make_runner,
     make_sequence,
     reference,
+    run_step,
+    step_logits,
 )
 
 TOLERANCE = 1e-4
@@ -51,7 +53,7 @@ def test_prefill_logits_of_a_packed_batch(both: tuple[ModelRunner, PreTrainedMod
     runner, model = both
     pool = BlockPool(runner.cache.num_blocks)
     sequences = [make_sequence(pool, p) for p in make_prompts(1, 3, 4, 64, 65, 127)]
-    ordered, logits = runner.logits(Step(True, sequences))
+    ordered, logits = step_logits(runner, Step(True, sequences))
     assert ordered == sequences
     for sequence, row in zip(sequences, logits, strict=True):
         expected = all_logits(model, sequence.token_ids)[-1]
@@ -62,9 +64,9 @@ def test_decode_logits_of_a_batch_of_mixed_lengths(both: tuple[ModelRunner, PreT
     runner, model = both
     pool = BlockPool(runner.cache.num_blocks)
     sequences = [make_sequence(pool, p) for p in make_prompts(110, 1, 40, 3, 4, 5, 8)]
-    for sequence, choice in runner.run(Step(True, sequences)):
+    for sequence, choice in run_step(runner, Step(True, sequences)):
         sequence.append(choice.token_id)
-    ordered, logits = runner.logits(Step(False, sequences))
+    ordered, logits = step_logits(runner, Step(False, sequences))
     assert sorted(map(id, ordered)) == sorted(map(id, sequences))
     for sequence, row in zip(ordered, logits, strict=True):
         expected = all_logits(model, sequence.token_ids)[-1]
@@ -80,10 +82,10 @@ def test_prefill_after_tokens_that_are_in_the_cache(both: tuple[ModelRunner, Pre
     whole = sequence.token_ids
     for end in (7, 30):
         sequence.token_ids = whole[:end]
-        runner.logits(Step(True, [sequence]))
+        step_logits(runner, Step(True, [sequence]))
         sequence.num_cached = end
     sequence.token_ids = whole
-    _, logits = runner.logits(Step(True, [other, sequence]))
+    _, logits = step_logits(runner, Step(True, [other, sequence]))
     assert torch.allclose(logits[1], all_logits(model, prompt)[-1], atol=TOLERANCE, rtol=0)
 
 
@@ -119,7 +121,7 @@ def test_bfloat16_follows_fp32(tmp_path: Path, kind: str) -> None:
     pool = BlockPool(runner.cache.num_blocks)
     sequences = [make_sequence(pool, p) for p in make_prompts(5, 110, 33)]
     for is_prefill in (True, False, False):
-        ordered, logits = runner.logits(Step(is_prefill, sequences))
+        ordered, logits = step_logits(runner, Step(is_prefill, sequences))
         for sequence, row in zip(ordered, logits, strict=True):
             expected = all_logits(model, sequence.token_ids)[-1]
             assert torch.nn.functional.cosine_similarity(row.float(), expected, dim=0) > 0.999

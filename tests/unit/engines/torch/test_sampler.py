@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.engines.torch.sampler import Choice, choose, sample, uniform
+from tandem.engines.torch.logits import summarize
+from tandem.engines.torch.sampler import Choice, choose, sample, uniform, wants_whole_logits
 from tandem.engines.torch.sequence import Sequence
 from tandem.messages import Generate, Sampling, Stopping
 
@@ -35,8 +36,14 @@ def sequence(
     return Sequence.of(work, 0.0)
 
 
+def choose_all(logits: torch.Tensor, sequences: list[Sequence]) -> list[Choice]:
+    """As the engine does: only those rows are shown whole of which more than the likeliest token is wanted."""
+    asked = [i for i, s in enumerate(sequences) if wants_whole_logits(s)]
+    return choose(summarize(logits, asked, 0), sequences)
+
+
 def choose_one(logits: Floats, of: Sequence) -> Choice:
-    return choose(torch.tensor(logits, dtype=torch.float32)[None], [of])[0]
+    return choose_all(torch.tensor(logits, dtype=torch.float32)[None], [of])[0]
 
 
 def left_over(logits: Floats, s: Sampling) -> Floats:
@@ -113,10 +120,10 @@ def test_the_batch_around_a_sequence_changes_nothing() -> None:
         sequence([1] * (i + 1), [2] * i, temperature=0.4 * i, top_p=0.9, seed=i, frequency_penalty=0.1 * i)
         for i in range(6)
     ]
-    together = choose(logits, sequences)
+    together = choose_all(logits, sequences)
     order = [4, 0, 5, 2, 1, 3]
-    shuffled = choose(logits[order], [sequences[i] for i in order])
-    alone = [choose(logits[i : i + 1], [sequences[i]])[0] for i in range(6)]
+    shuffled = choose_all(logits[order], [sequences[i] for i in order])
+    alone = [choose_all(logits[i : i + 1], [sequences[i]])[0] for i in range(6)]
     assert together == alone
     assert [together[i] for i in order] == shuffled
 

@@ -1,0 +1,101 @@
+"""What a rank of the torch engine is made of, leader or follower. All ranks of a group load at the same time, and tell
+one another where their KV lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tandem.deployment import Deployment, Worker
+from tandem.engines.base import LoadingSink
+from tandem.engines.torch.checkpoint import read_fingerprint
+from tandem.engines.torch.kv_cache import LAYOUT, KvCache
+from tandem.engines.torch.runner import ModelRunner, load_runner, max_model_len
+from tandem.errors import TandemError
+from tandem.kv.blocks import BlockPool
+from tandem.kv.leases import LeaseTable
+from tandem.kv.reader import KvReader
+from tandem.kv.transfer import KvTransfer
+from tandem.messages import KvFormat, WorkerInfo
+from tandem.parallel.group import RankGroup
+
+
+def load_leader(
+    deployment: Deployment, worker: Worker, epoch: int, group: RankGroup, loading: LoadingSink
+) -> tuple[WorkerInfo, ModelRunner, LeaseTable, KvTransfer]:
+    """Rank 0: who the worker is, the model, its blocks (in the pool of the leases), its transfer, started.
+
+    Raises:
+        TandemError: what in deployment, environment or checkpoint is wrong.
+    """
+    if group.partition != worker.partition:
+        raise TandemError(
+            "engine_failed",
+            f"worker {worker.name!r} is a group of {worker.group_size} ranks; start it under its supervisor",
+        )
+    group.share(epoch)
+    runner = load_runner(deployment, worker, group, loading)
+    kv = _kv_format(deployment, runner)
+    leases = LeaseTable(BlockPool(runner.cache.num_blocks), deployment.kv.lease_s)
+    loading("transfer", 0.0)
+    transfer = KvTransfer(leases=leases, **_registration(deployment, worker, epoch, group, runner.cache, kv))
+    transfer.start()
+    info = WorkerInfo(
+        worker_id=worker.name,
+        epoch=epoch,
+        stage=worker.stage,
+        engine="torch",
+        kv=kv,
+        partition=group.partition,
+        vocab_size=runner.shard.whole.vocab_size,
+        max_model_len=max_model_len(deployment, runner.shard.whole),
+        max_batch_size=worker.max_batch_size,
+        transfers=group.gather(transfer.info),
+    )
+    return info, runner, leases, transfer
+
+
+def load_follower(deployment: Deployment, worker: Worker, group: RankGroup) -> tuple[ModelRunner, KvReader]:
+    """Any other rank: its part of the model, and its reader, started.
+
+    Raises:
+        TandemError: as in ``load_leader``.
+    """
+    epoch: int = group.share(None)
+    runner = load_runner(deployment, worker, group, lambda _what, _done: None)
+    kv = _kv_format(deployment, runner)
+    reader = KvReader(rank=group.rank, **_registration(deployment, worker, epoch, group, runner.cache, kv))
+    reader.start()
+    group.gather(reader.info)
+    return runner, reader
+
+
+def _kv_format(deployment: Deployment, runner: ModelRunner) -> KvFormat:
+    whole, cache = runner.shard.whole, runner.cache
+    return KvFormat(
+        fingerprint=read_fingerprint(Path(deployment.model.path)),
+        dtype=deployment.model.dtype,
+        layout=LAYOUT,
+        block_size=cache.block_size,
+        num_layers=whole.num_layers,
+        num_kv_heads=whole.num_kv_heads,
+        slice_bytes=cache.slice_bytes,
+    )
+
+
+def _registration(
+    deployment: Deployment, worker: Worker, epoch: int, group: RankGroup, cache: KvCache, kv: KvFormat
+) -> dict[str, Any]:
+    """What a transfer and a reader are both told."""
+    name = f"{worker.name}-{epoch:x}"
+    return {
+        "agent_name": name if group.is_leader else f"{name}-{group.rank}",
+        "address": cache.address,
+        "block_bytes": cache.block_bytes,
+        "num_blocks": cache.num_blocks,
+        "memory": "DRAM" if cache.device.type == "cpu" else "VRAM",
+        "device_id": cache.device.index or 0,
+        "timeout_s": deployment.kv.transfer_timeout_s,
+        "kv": kv,
+        "partition": group.partition,
+    }
