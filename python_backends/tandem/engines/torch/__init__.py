@@ -5,11 +5,15 @@ In reading order:
     sequence.py       one request inside the engine
     scheduler.py      what runs next
     engine.py         the loop: commands in, steps, events out; ``create`` builds it all
+    rank.py           what a rank is made of, leader or follower
+    leader.py, follower.py    the two ends of an engine group
     handover.py       leases, handles and pulls
     checks.py         what is refused at once
+    plan.py           a step as all ranks do it
     sampler.py        from logits to tokens
-    runner.py         the model and its memory, ready to run steps
-    batch.py          one step's sequences as tensors
+    logits.py         what the leader hears of logits
+    runner.py         a rank's part of the model and its memory, ready to run steps
+    batch.py          one step's rows as tensors
     model.py          the forward pass
     kernels.py        what a layer does between its matrix products: the interface
     torch_kernels.py    … in torch, for every device and dtype
@@ -19,6 +23,7 @@ In reading order:
     kv_cache.py       the paged cache
     rotary.py         position embedding
     linear.py         the matrix products
-    config.py, weights.py    the checkpoint
+    sharding.py       which part of the model is a rank's own
+    config.py, checkpoint.py, weights.py    the checkpoint
     memory.py         the operating system's part
 """

@@ -1,0 +1,73 @@
+"""One file for each rank of an engine group, with its part of every tensor alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from conversion.output import locked
+from conversion.source import refuse
+from tandem.engines.torch.checkpoint import read_fingerprint, shard_file
+from tandem.engines.torch.config import read_config
+from tandem.engines.torch.sharding import Shard
+from tandem.messages import Partition
+
+
+def write_shards(model_dir: Path, partition: Partition, progress: Callable[[int, int], None]) -> Path:
+    """Cut a converted model for a group; files that are there already are kept.
+
+    ``progress`` takes ranks done and ranks in all. Returns: the directory of the files.
+
+    Raises:
+        TandemError: ``invalid_request``: it is no converted model, or cannot be split like this.
+    """
+    fingerprint, config = read_fingerprint(model_dir), read_config(model_dir)
+    directory = shard_file(model_dir, partition, 0).parent
+    with locked(directory):
+        for rank in range(partition.size):
+            path = shard_file(model_dir, partition, rank)
+            if _fingerprint_of(path) != fingerprint:
+                _write(path, _read(model_dir / "model.safetensors", Shard(config, partition, rank)), fingerprint)
+            progress(rank + 1, partition.size)
+    return directory
+
+
+def _fingerprint_of(path: Path) -> str | None:
+    """What model a file was cut from; None where there is no whole file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("fingerprint")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _read(path: Path, shard: Shard) -> dict[str, Any]:
+    """One rank's part of every tensor that it needs."""
+    parts = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in filter(shard.holds, file.keys()):
+                cut, whole = shard.cut(name), file.get_slice(name)
+                if cut is None:
+                    part = file.get_tensor(name)
+                else:
+                    part = whole[cut.first : cut.end] if cut.axis == 0 else whole[:, cut.first : cut.end]
+                parts[name] = part.contiguous()
+    except (OSError, SafetensorError) as error:
+        raise refuse(path, f"not a whole safetensors file ({error}); convert the model again") from error
+    return parts
+
+
+def _write(path: Path, parts: dict[str, Any], fingerprint: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    try:
+        save_file(parts, partial, {"format": "pt", "fingerprint": fingerprint})
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
