@@ -55,6 +55,7 @@ def merge(parts: list[Bytes], rows: int, asked: int) -> StepLogits:
     """Put the vocabulary together again; ``parts`` in the order of the ids that they hold."""
     ids = np.stack([part[: 4 * rows].view(np.int32) for part in parts])
     values = np.stack([part[4 * rows : 8 * rows].view(np.float32) for part in parts])
-    whole = np.concatenate([part[8 * rows :].view(np.float32).reshape(asked, -1) for part in parts], axis=1)
+    shown = [part[8 * rows :].view(np.float32) for part in parts]
+    whole = np.concatenate([part.reshape(asked, part.size // max(1, asked)) for part in shown], axis=1)
     best = values.argmax(0), np.arange(rows)  # the first of equal ones, which has the lowest id
     return StepLogits(ids[best], values[best], whole)
