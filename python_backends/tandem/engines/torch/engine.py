@@ -76,24 +76,39 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     pool = BlockPool(cache.num_blocks)
     leases = LeaseTable(pool, deployment.kv.lease_s)
     loading("transfer", 0.0)
-    transfer = _start_transfer(deployment, worker, epoch, cache, leases)
+    kv = _kv_format(fingerprint, deployment, runner)
+    transfer = _start_transfer(deployment, worker, epoch, cache, leases, kv)
     info = WorkerInfo(
         worker_id=worker.name,
         epoch=epoch,
         stage=worker.stage,
         engine="torch",
-        kv=KvFormat(fingerprint=fingerprint, dtype=deployment.model.dtype, layout=LAYOUT, block_size=cache.block_size),
+        kv=kv,
+        partition=worker.partition,
         vocab_size=runner.config.vocab_size,
         max_model_len=max_model_len(deployment, runner.config),
         max_batch_size=worker.max_batch_size,
-        transfer=transfer.info,
+        transfers=[transfer.info],
     )
     scheduler = Scheduler(pool, cache.block_size, worker.max_batch_size, worker.max_batch_tokens)
     return TorchEngine(info, runner, scheduler, pool, leases, transfer, key)
 
 
+def _kv_format(fingerprint: str, deployment: Deployment, runner: ModelRunner) -> KvFormat:
+    config, cache = runner.config, runner.cache
+    return KvFormat(
+        fingerprint=fingerprint,
+        dtype=deployment.model.dtype,
+        layout=LAYOUT,
+        block_size=cache.block_size,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        slice_bytes=cache.block_bytes // (config.num_layers * config.num_kv_heads),
+    )
+
+
 def _start_transfer(
-    deployment: Deployment, worker: Worker, epoch: int, cache: KvCache, leases: LeaseTable
+    deployment: Deployment, worker: Worker, epoch: int, cache: KvCache, leases: LeaseTable, kv: KvFormat
 ) -> KvTransfer:
     transfer = KvTransfer(
         agent_name=f"{worker.name}-{epoch:x}",
@@ -102,6 +117,8 @@ def _start_transfer(
         num_blocks=cache.num_blocks,
         memory="DRAM" if cache.device.type == "cpu" else "VRAM",
         device_id=cache.device.index or 0,
+        kv=kv,
+        partition=worker.partition,
         leases=leases,
         timeout_s=deployment.kv.transfer_timeout_s,
     )

@@ -36,6 +36,7 @@ class HandOver:
             epoch=self._info.epoch,
             lease_id=self._leases.grant(sequence.request_id, blocks),
             kv=self._info.kv,
+            partition=self._info.partition,
             num_tokens=sequence.num_cached,
             tokens_digest=digest_tokens(sequence.token_ids[: sequence.num_cached]),
             block_ids=blocks,
