@@ -1,4 +1,4 @@
-"""Engine groups that do nothing but hand KV over: one process per rank, pipes in place of MPI. For benchmarks and tests.
+"""Engine groups that do nothing but hand KV over: a process per rank, pipes in place of MPI. For benchmarks and tests.
 
 The process that starts a group plays its engine: it orders pulls, carries followers' reports to the leader, and takes
 results. Bytes are labelled: each word of a block tells of which block, KV head, layer and place it is.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ DEADLINE_S = 60.0
 """Only something broken waits this long."""
 REPORT_POLL_S = 100e-6
 
+ONE_RANK = Partition()
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -45,7 +47,7 @@ class WorkerSpec:
     worker_id: str
     stage: StageName
     kv: KvFormat
-    partition: Partition = Partition()
+    partition: Partition = ONE_RANK
     epoch: int = 1
     blocks: int = 64
     lease_s: float = 60.0
@@ -205,7 +207,8 @@ class RankProcess:
 
     def __init__(self, spec: WorkerSpec, rank: int = 0) -> None:
         """Starts; ``finish`` gives its TransferInfo."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["nixl_cu13._api", "tandem.kv.reader", "tandem.kv.transfer"])
         self.rank = rank
         self._calls, calls = context.Pipe()
         self.news, news = context.Pipe(duplex=False)
@@ -232,10 +235,12 @@ class RankProcess:
         self.process.join()
 
     def freeze(self) -> None:
-        """Stop it; on return it does stand still."""
+        """Stop it; on return all its threads stand still."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any("State:\tT" not in (task / "status").read_text() for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         assert self.process.pid is not None
@@ -305,6 +310,11 @@ class Group:
             else:
                 outcomes.append(news)
         return outcomes
+
+    def state(self) -> tuple[int, int, int, int]:
+        """Blocks used, leases held, granted and expired."""
+        state: tuple[int, int, int, int] = self.leader.call("state")
+        return state
 
     def kill(self) -> None:
         for rank in self.ranks:
