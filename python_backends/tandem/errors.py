@@ -22,7 +22,7 @@ ErrorCode = Literal[
     "handle_dtype",
     "handle_layout",
     "handle_block_size",
-    "handle_tensor_parallel_size",
+    "handle_partition",
     "handle_tokens",
     "handle_used",
     "lease_expired",

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tandem.kv.handle import sign
-from tandem.messages import KvHandle
+from tandem.messages import KvHandle, Partition
 from tandem.text.codec import TextCodec
 from tandem.triton.server import TritonServer
 from tests.integration.clients import Answer, ask_now
@@ -78,7 +78,7 @@ MISUSES: list[tuple[str, Callable[[KvHandle], KvHandle]]] = [
     ("handle_dtype", kv(dtype="float8")),
     ("handle_layout", kv(layout="another layout")),
     ("handle_block_size", kv(block_size=7)),
-    ("handle_tensor_parallel_size", kv(tensor_parallel_size=2)),
+    ("handle_partition", top(partition=Partition(tensor_parallel_size=2))),
     ("handle_stale_epoch", top(epoch=1)),
     ("handle_unknown_worker", top(worker_id="prefill_9")),
     ("lease_unknown", top(lease_id=2**40)),

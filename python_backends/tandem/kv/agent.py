@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from tandem.errors import TandemError
 from tandem.kv.memory import advise_huge_pages
+from tandem.kv.reshard import Run
 from tandem.messages import TransferInfo, TransferNote, decoder, encode
 
 log = logging.getLogger(__name__)
@@ -32,16 +34,24 @@ _note_decoder: msgspec.msgpack.Decoder[TransferNote] = decoder(TransferNote)
 
 @dataclass
 class Remote:
-    """The KV memory of a peer, ready to be read. ``lost`` once any call found the connection broken."""
+    """One rank of a peer, ready to be read and to be written to. ``lost`` once any call found the connection broken."""
 
     info: TransferInfo
-    blocks: Any
+    runs: tuple[Run, ...]
+    """What is read of each of its blocks; may be nothing."""
+    prepared: tuple[Any, Any] | None
+    """NIXL's lists of our places and of the peer's: run i of block b is number i * num_blocks + b."""
     lost: bool = False
 
     @property
     def name(self) -> str:
-        """Agent name, unique for worker and epoch."""
+        """Agent name, unique for worker, epoch and rank."""
         return self.info.agent_name
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that are read of each block."""
+        return sum(run.length for run in self.runs)
 
 
 @dataclass
@@ -64,10 +74,8 @@ class Agent:
 
         if memory == "DRAM" and not advise_huge_pages(address, block_bytes * num_blocks):
             log.warning("no huge pages for the KV memory: pulls on this host run at about half speed")
-        self._layout = (block_bytes, num_blocks)
         self._nixl = nixl_agent(name, nixl_agent_config(enable_prog_thread=False))
         self._registered = self._nixl.register_memory([(address, block_bytes * num_blocks, device_id, "")], memory)
-        self._local = self._prepare("NIXL_INIT_AGENT", address, num_blocks, memory, device_id)
         self.info = TransferInfo(
             agent_name=name,
             agent_metadata=self._nixl.get_agent_metadata(),
@@ -78,33 +86,38 @@ class Agent:
             device_id=device_id,
         )
 
-    def connect(self, info: TransferInfo) -> Remote:
-        """Load a peer: from now on it can be read from and sent to, and it may send."""
+    def connect(self, info: TransferInfo, runs: tuple[Run, ...] = ()) -> Remote:
+        """Load a peer: from now on ``runs`` of its blocks can be read and it can be sent to, and it may send."""
         try:
             self._nixl.add_remote_agent(info.agent_metadata)
             try:
-                blocks = self._prepare(info.agent_name, info.address, info.num_blocks, info.memory, info.device_id)
+                prepared = self._prepare_both(info, runs) if runs else None
             except Exception:
                 self._nixl.remove_remote_agent(info.agent_name)
                 raise
         except Exception as error:
             raise _failure("connecting to", info.agent_name, error) from error
-        return Remote(info, blocks)
+        return Remote(info, runs, prepared)
 
     def disconnect(self, remote: Remote) -> None:
         """Forget a peer. No read from it may be under way."""
         remote.lost = True
         try:
-            remote.blocks.release()
+            for prepared in remote.prepared or ():
+                prepared.release()
             self._nixl.remove_remote_agent(remote.name)
         except Exception as error:  # it is gone either way
             log.warning("%s", _failure("disconnecting from", remote.name, error))
 
     def read(self, remote: Remote, local_ids: Sequence[int], remote_ids: Sequence[int]) -> Read:
-        """Begin to copy blocks ``remote_ids`` of the peer to our blocks ``local_ids``, in this order."""
-        indices = [np.asarray(ids, dtype=np.int32) for ids in (local_ids, remote_ids)]
+        """Begin to copy the runs of blocks ``remote_ids`` of the peer to our blocks ``local_ids``, in this order."""
+        if remote.prepared is None:
+            raise ValueError(f"no runs of {remote.name} were prepared, so nothing can be read")
+        ours, theirs = remote.prepared
+        local = _indices(local_ids, self.info.num_blocks, len(remote.runs))
+        distant = _indices(remote_ids, remote.info.num_blocks, len(remote.runs))
         try:
-            handle = self._nixl.make_prepped_xfer("READ", self._local, indices[0], remote.blocks, indices[1])
+            handle = self._nixl.make_prepped_xfer("READ", ours, local, theirs, distant)
             state = self._nixl.transfer(handle)
         except Exception as error:
             remote.lost = True
@@ -150,14 +163,30 @@ class Agent:
 
     def close(self) -> None:
         """Give the memory back. No read may be under way, and all peers must be disconnected."""
-        self._local.release()
         self._nixl.deregister_memory(self._registered)
 
-    def _prepare(self, agent: str, address: int, num_blocks: int, memory: Memory, device_id: int) -> Any:
-        """Descriptors of all blocks, once; transfers then name blocks by index, and NIXL merges neighbours."""
-        block_bytes = self._layout[0]
-        strided = np.array([[address, block_bytes, device_id, block_bytes, num_blocks]], dtype=np.uint64)
-        return self._nixl.prep_xfer_dlist(agent, strided, memory)
+    def _prepare_both(self, info: TransferInfo, runs: tuple[Run, ...]) -> tuple[Any, Any]:
+        """Descriptors of all blocks, once; transfers then name them by index, and NIXL merges neighbours."""
+        ours = self._prepare("NIXL_INIT_AGENT", self.info, [(run.target_offset, run.length) for run in runs])
+        try:
+            return ours, self._prepare(info.agent_name, info, [(run.source_offset, run.length) for run in runs])
+        except Exception:
+            ours.release()
+            raise
+
+    def _prepare(self, agent: str, info: TransferInfo, runs: list[tuple[int, int]]) -> Any:
+        """Strided rows, one per (offset, length): that much of each block."""
+        rows = [
+            [info.address + offset, length, info.device_id, info.block_bytes, info.num_blocks]
+            for offset, length in runs
+        ]
+        return self._nixl.prep_xfer_dlist(agent, np.array(rows, dtype=np.uint64), info.memory)
+
+
+def _indices(block_ids: Sequence[int], num_blocks: int, num_runs: int) -> npt.NDArray[np.int32]:
+    """The descriptors of these blocks, block after block."""
+    blocks = np.asarray(block_ids, dtype=np.int32)[:, None]
+    return (blocks + np.arange(num_runs, dtype=np.int32) * np.int32(num_blocks)).reshape(-1)
 
 
 def _set_environment() -> None:

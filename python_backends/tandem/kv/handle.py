@@ -16,9 +16,10 @@ from hashlib import blake2b
 import msgspec
 
 from tandem.errors import ErrorCode, TandemError
-from tandem.messages import KvFormat, KvHandle, WorkerInfo, decoder, encode
+from tandem.kv.reshard import block_bytes_of
+from tandem.messages import KvFormat, KvHandle, Partition, WorkerInfo, decoder, encode
 
-HANDLE_VERSION = 1
+HANDLE_VERSION = 2
 KEY_BYTES = 32
 KEY_VARIABLE = "TANDEM_HANDLE_KEY"
 
@@ -32,7 +33,9 @@ _FORMAT_CODES: dict[str, ErrorCode] = {
     "dtype": "handle_dtype",
     "layout": "handle_layout",
     "block_size": "handle_block_size",
-    "tensor_parallel_size": "handle_tensor_parallel_size",
+    "num_layers": "handle_layout",
+    "num_kv_heads": "handle_layout",
+    "slice_bytes": "handle_layout",
 }
 
 
@@ -121,7 +124,7 @@ def check(handle: KvHandle, mine: WorkerInfo, peer: WorkerInfo | None, token_ids
     Raises:
         TandemError: the code of the first thing that does not fit; its text says what was expected.
     """
-    if peer is None or peer.worker_id != handle.worker_id or peer.transfer is None:
+    if peer is None or peer.worker_id != handle.worker_id or not peer.transfers:
         known = "none" if peer is None else repr(peer.worker_id)
         raise TandemError(
             "handle_unknown_worker",
@@ -134,12 +137,17 @@ def check(handle: KvHandle, mine: WorkerInfo, peer: WorkerInfo | None, token_ids
             f"with epoch {peer.epoch:x}: the worker was restarted and its KV is lost, so run the prefill again",
         )
     _check_format(handle.kv, mine)
+    if handle.partition != peer.partition:
+        raise TandemError(
+            "handle_partition",
+            f"handle: made by {_words(handle.partition)}, but {handle.worker_id!r} is {_words(peer.partition)}",
+        )
     _check_tokens(handle, token_ids)
-    _check_blocks(handle, peer.transfer.num_blocks)
+    _check_blocks(handle, peer.transfers[0].num_blocks)
 
 
 def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
-    """Whether KV of one means the same to the other, and can move.
+    """Whether KV of one means the same to the other, and can move. Their partitions may differ.
 
     Raises:
         TandemError: ``worker_incompatible``, naming everything in which the two differ.
@@ -153,20 +161,34 @@ def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
         ]
         if ours != theirs
     ]
-    for worker in (mine, peer):
-        if worker.transfer is None:
-            differences.append(f"{worker.worker_id!r} has no KV transfer")
     if mine.worker_id == peer.worker_id:
         differences.append("both have the same worker_id")
-    if mine.transfer and peer.transfer and mine.transfer.block_bytes != peer.transfer.block_bytes:
-        differences.append(
-            f"transfer.block_bytes is {mine.transfer.block_bytes} here and {peer.transfer.block_bytes} there"
-        )
+    differences += [problem for worker in (mine, peer) for problem in find_transfer_problems(worker, worker.kv)]
     if differences:
         raise TandemError(
             "worker_incompatible",
             f"worker {mine.worker_id!r} cannot exchange KV with {peer.worker_id!r}: {'; '.join(differences)}",
         )
+
+
+def find_transfer_problems(worker: WorkerInfo, kv: KvFormat) -> list[str]:
+    """What keeps KV in the format ``kv`` from moving to and from the ranks of ``worker``."""
+    name, partition, transfers = worker.worker_id, worker.partition, worker.transfers
+    if not transfers:
+        return [f"{name!r} has no KV transfer"]
+    if len(transfers) != partition.size:
+        return [f"{name!r} has {len(transfers)} KV transfers, but is {_words(partition)}"]
+    problems = []
+    for rank, transfer in enumerate(transfers):
+        expected = {"block_bytes": block_bytes_of(partition, rank, kv), "num_blocks": transfers[0].num_blocks}
+        for field, value in expected.items():
+            if (theirs := getattr(transfer, field)) != value:
+                problems.append(f"transfers[{rank}].{field} of {name!r} is {theirs} instead of {value}")
+    return problems
+
+
+def _words(partition: Partition) -> str:
+    return f"tensor-parallel {partition.tensor_parallel_size} x pipeline {partition.pipeline_parallel_size}"
 
 
 def _mac(signed: bytes, key: bytes) -> bytes:

@@ -1,25 +1,23 @@
-"""One pull on its way: read the blocks piece by piece, ask whether the lease held all along, done.
+"""One pull on its way, as the leader of a group sees it.
 
-read ── read ── … ── confirm ── confirmed ─► result without error
-   any step: late, refused, peer lost, aborted ─► result with an error
+own part ──────────────┐
+followers' reports ────┴─ all there ── confirm ── confirmed ─► result without error
+   any step: late, failed, refused, peer lost, aborted ──────► result with an error
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tandem.errors import TandemError
-from tandem.kv.agent import Agent, Read, Remote
-from tandem.messages import Confirm, KvHandle
+from tandem.kv.agent import Agent, Remote
+from tandem.kv.part import HASTE_S, PartRead
+from tandem.messages import Confirm, ReadEnded
 
-PIECE_BYTES = 32 << 20
-"""Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
 ASK_AGAIN_S = 0.1
 """A question may arrive before the other side is paired with us; it is repeated until it is answered."""
-HASTE_S = 0.005
-"""A step has usually ended after this; a longer one is not worth polling without rest."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class PullResult:
     request_id: str
     error: TandemError | None
     bytes_moved: int
+    """Of all ranks, as far as they have reported."""
     seconds: float
     """From the call of ``pull`` to its end, the confirmation included."""
 
@@ -37,105 +36,112 @@ class Pull:
     """The state of one pull; used by the transfer thread alone, but for its construction."""
 
     def __init__(
-        self,
-        request_id: str,
-        handle: KvHandle,
-        local_block_ids: Sequence[int],
-        on_done: Callable[[PullResult], None],
-        timeout_s: float,
+        self, part: PartRead, shares: dict[int, int], on_done: Callable[[PullResult], None], timeout_s: float
     ) -> None:
-        self.request_id = request_id
-        self.handle = handle
-        self.local_ids = list(local_block_ids)
-        self._on_done = on_done
-        self._timeout_s = timeout_s
-        self._started = time.monotonic()
-        self._step_began = self._started
-        self._next_block = 0
+        """``shares``: bytes of all the blocks by follower's rank. ``timeout_s`` limits the confirmation, and half of
+        the time for which followers are waited for once the own part is there."""
+        self.part = part
+        self._shares, self._on_done, self._timeout_s = shares, on_done, timeout_s
+        self._reported: dict[int, int] = {}
+        """Bytes by follower that has all of its part."""
+        self._writing = set(shares)
+        """Followers that may still write: they have not reported their end."""
+        self._started = self._step_began = time.monotonic()
+        self._own_done = False
         self._ask_at: float | None = None
         self._stop_reason: TandemError | None = None
-        self.read: Read | None = None
-        self.bytes_moved = 0
 
-    def begin(self, agent: Agent, remote: Remote, correlation: int) -> None:
-        """Start to move. ``correlation`` names this pull in its confirmation."""
-        self._agent, self.remote, self.correlation = agent, remote, correlation
-        self._step_began = time.monotonic()
-        self._read_on()
+    @property
+    def request_id(self) -> str:
+        """Of the request that the blocks are for."""
+        return self.part.request_id
 
     @property
     def in_haste(self) -> bool:
         """Whether the present step is likely to end within a moment."""
-        return time.monotonic() - self._step_began < HASTE_S
+        return self.part.in_haste or time.monotonic() - self._step_began < HASTE_S
+
+    def ask_for_confirmation(self, agent: Agent, leader: Remote, correlation: int) -> None:
+        """Whom to ask in the end, and the name of this pull in the question."""
+        self._agent, self.leader, self.correlation = agent, leader, correlation
 
     def step(self) -> bool:
         """Go on as far as possible without waiting; whether anything happened.
 
         Raises:
-            TandemError: why the pull ends. ``read`` is set if a read is still under way: it has to be watched.
+            TandemError: why the pull ends. Somebody ``may_write`` then.
         """
+        moved = False
+        if not self.part.done:
+            moved = self.part.step()
+            if not self.part.done:
+                return moved
         now = time.monotonic()
-        if self.read is not None and not self._finish_read(now):
-            self._check_deadline(now, "reading")
-            return False
+        if not self._own_done:
+            self._own_done, self._step_began = True, now
         if self._stop_reason is not None:
             raise self._stop_reason
-        if self._next_block < len(self.local_ids):
-            self._read_on()
-            return True
+        if self.leader.lost:
+            raise TandemError("transfer_failed", f"KV worker {self.leader.name} was lost or restarted")
+        if len(self._reported) < len(self._shares):
+            self._check_followers(now)
+            return moved
         if self._ask_at is None or now >= self._ask_at:
             self._ask(now)
             return True
-        self._check_deadline(now, "confirming")
+        self._check_deadline(now)
         return False
 
-    def read_has_ended(self) -> bool:
-        """Whether no read of this pull writes any more, well or badly ended."""
-        try:
-            return self.read is None or self._finish_read(time.monotonic())
-        except TandemError:
-            return True
+    def take(self, report: ReadEnded) -> None:
+        """What a follower says of its part. A bad end of it ends the pull."""
+        if report.rank not in self._writing:
+            return
+        if not report.still_writing:
+            self._writing.discard(report.rank)
+        if report.code is not None:
+            self.stop(TandemError(report.code, f"rank {report.rank} of the group: {report.message}"))
+        elif report.bytes_moved != (share := self._shares[report.rank]):
+            what = f"rank {report.rank} of the group has read {report.bytes_moved} bytes instead of {share}"
+            self.stop(TandemError("transfer_failed", what))
+        else:
+            self._reported[report.rank] = report.bytes_moved
 
     def stop(self, reason: TandemError) -> None:
-        """End with ``reason`` as soon as no read is under way."""
+        """End with ``reason`` as soon as no read of this rank is under way."""
         self._stop_reason = self._stop_reason or reason
+        self.part.stop(reason)
+
+    def may_write(self) -> bool:
+        """Whether a read of any rank may still write into the local blocks."""
+        return not self.part.has_settled() or bool(self._writing)
 
     def end(self, error: TandemError | None) -> None:
         """Tell the caller."""
-        seconds = time.monotonic() - self._started
-        self._on_done(PullResult(self.request_id, error, self.bytes_moved, seconds))
+        moved = self.part.bytes_moved + sum(self._reported.values())
+        self._on_done(PullResult(self.request_id, error, moved, time.monotonic() - self._started))
 
-    def _read_on(self) -> None:
-        block_bytes = self.remote.info.block_bytes
-        first, last = self._next_block, self._next_block + max(1, PIECE_BYTES // block_bytes)
-        local, theirs = self.local_ids[first:last], self.handle.block_ids[first:last]
-        self.read = self._agent.read(self.remote, local, theirs)
-        self._next_block += len(local)
-
-    def _finish_read(self, now: float) -> bool:
-        assert self.read is not None
-        try:
-            if not self._agent.has_ended(self.read):
-                return False
-        except TandemError:
-            self.read = None
-            raise
-        self.read = None
-        self.bytes_moved = self._next_block * self.remote.info.block_bytes
-        self._step_began = now
-        return True
+    def _check_followers(self, now: float) -> None:
+        if now - self._step_began > 2 * self._timeout_s:
+            late = ", ".join(str(rank) for rank in sorted(self._shares.keys() - self._reported.keys()))
+            raise TandemError(
+                "transfer_failed",
+                f"no report of rank {late} of the group on its part of lease {self.part.handle.lease_id} within "
+                f"{2 * self._timeout_s:g} s; is it running? (limit: twice kv.transfer_timeout_s)",
+            )
 
     def _ask(self, now: float) -> None:
+        if self._ask_at is None:
+            self._step_began = now
         question = Confirm(
-            correlation=self.correlation, lease_id=self.handle.lease_id, holder=self.remote.info.agent_name
+            correlation=self.correlation, lease_id=self.part.handle.lease_id, holder=self.leader.info.agent_name
         )
-        self._agent.send(self.remote, question)
+        self._agent.send(self.leader, question)
         self._ask_at = now + ASK_AGAIN_S
 
-    def _check_deadline(self, now: float, doing: str) -> None:
+    def _check_deadline(self, now: float) -> None:
         if now - self._step_began > self._timeout_s:
             raise TandemError(
                 "transfer_failed",
-                f"{doing} lease {self.handle.lease_id} of KV worker {self.remote.name}: no answer within "
+                f"confirming lease {self.part.handle.lease_id} of KV worker {self.leader.name}: no answer within "
                 f"{self._timeout_s:g} s; is it running? (limit: kv.transfer_timeout_s)",
             )

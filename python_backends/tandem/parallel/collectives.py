@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +86,7 @@ class MpiCollectives:
         self._width = partition.tensor_parallel_size
         self._rank, self._size = group.rank, group.size
         self._all: MPI.Intracomm = group.comm.Dup()
-        self._stage: MPI.Intracomm = group.comm.Split(pipeline_rank(partition, group.rank), group.rank)
+        self._stage: MPI.Comm = group.comm.Split(pipeline_rank(partition, group.rank), group.rank)
 
     def sum(self, x: Tensor) -> Tensor:
         """As in ``Collectives``."""
@@ -137,11 +137,12 @@ class DeviceCollectives(MpiCollectives):
 
         self._distributed = distributed
         timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT_S)
+        make_store: Any = distributed.TCPStore  # type: ignore[attr-defined]  # its module does not declare it
         if group.is_leader:
-            store = distributed.TCPStore(leader_address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+            store = make_store(leader_address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
             group.share(store.port)
         else:
-            store = distributed.TCPStore(leader_address, group.share(0), is_master=False, timeout=timeout)
+            store = make_store(leader_address, group.share(0), is_master=False, timeout=timeout)
         distributed.init_process_group(backend, store=store, rank=group.rank, world_size=group.size)
         stages = [list(range(first, first + self._width)) for first in range(0, group.size, self._width)]
         groups = [distributed.new_group(ranks) for ranks in stages]

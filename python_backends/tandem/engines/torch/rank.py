@@ -4,7 +4,6 @@ one another where their KV lies."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import LoadingSink
@@ -15,6 +14,7 @@ from tandem.errors import TandemError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.leases import LeaseTable
 from tandem.kv.reader import KvReader
+from tandem.kv.thread import Place
 from tandem.kv.transfer import KvTransfer
 from tandem.messages import KvFormat, WorkerInfo
 from tandem.parallel.group import RankGroup
@@ -85,7 +85,7 @@ def _kv_format(deployment: Deployment, runner: ModelRunner) -> KvFormat:
 
 def _registration(
     deployment: Deployment, worker: Worker, epoch: int, group: RankGroup, cache: KvCache, kv: KvFormat
-) -> dict[str, Any]:
+) -> Place:
     """What a transfer and a reader are both told."""
     name = f"{worker.name}-{epoch:x}"
     return {

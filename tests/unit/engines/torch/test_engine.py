@@ -345,7 +345,7 @@ def test_more_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     engine = create(deployment, deployment.worker[1], epoch=1, loading=lambda *_: None)
     try:
         harness = Harness(engine)
-        blocks = 96 * 1024 // engine.info.transfer.block_bytes
+        blocks = 96 * 1024 // engine.info.transfers[0].block_bytes
         hopeless = make_work("hopeless", [1] * (4 * blocks), max_tokens=2)
         work = [make_work(f"small-{i}", [i] * 30, max_tokens=12) for i in range(40)]
         harness.engine.submit([*work, hopeless])

@@ -1,0 +1,174 @@
+"""One rank's part of a pull: its runs of the blocks, read from all source ranks at once, from each piece by piece.
+
+Used by the transfer thread alone, but for its construction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tandem.errors import TandemError
+from tandem.kv.agent import Agent, Read, Remote
+from tandem.messages import KvHandle
+
+PIECE_BYTES = 32 << 20
+"""Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
+HASTE_S = 0.005
+"""A step has usually ended after this; a longer one is not worth polling without rest."""
+
+
+class _Stream:
+    """What comes from one source rank."""
+
+    def __init__(self, agent: Agent, remote: Remote, local_ids: list[int], remote_ids: list[int]) -> None:
+        self.remote = remote
+        self._agent, self._local_ids, self._remote_ids = agent, local_ids, remote_ids
+        self._blocks_at_once = max(1, PIECE_BYTES // remote.read_bytes)
+        self._next_block = 0
+        self.read: Read | None = None
+        self.began = 0.0
+        self.bytes_moved = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all is there."""
+        return self.read is None and self._next_block == len(self._local_ids)
+
+    def read_on(self) -> None:
+        """Begin with the next piece."""
+        first, last = self._next_block, self._next_block + self._blocks_at_once
+        local = self._local_ids[first:last]
+        self.began = time.monotonic()
+        self.read = self._agent.read(self.remote, local, self._remote_ids[first:last])
+        self._next_block += len(local)
+
+    def has_ended(self) -> bool:
+        """Whether the read under way has ended well; raises when it has ended badly."""
+        assert self.read is not None
+        try:
+            if not self._agent.has_ended(self.read):
+                return False
+        except TandemError:
+            self.read = None
+            raise
+        self.read = None
+        self.bytes_moved = self._next_block * self.remote.read_bytes
+        return True
+
+
+class PartRead:
+    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``."""
+
+    def __init__(self, request_id: str, handle: KvHandle, local_ids: Sequence[int], timeout_s: float) -> None:
+        """``timeout_s`` limits each piece."""
+        self.request_id, self.handle, self.local_ids = request_id, handle, list(local_ids)
+        self._timeout_s = timeout_s
+        self._streams: list[_Stream] = []
+        self._stop_reason: TandemError | None = None
+
+    def begin(self, agent: Agent, remotes: Sequence[Remote]) -> None:
+        """Start to read from ``remotes``, one for each source rank.
+
+        Raises:
+            TandemError: ``handle_malformed``: the blocks do not fit; nothing was begun.
+        """
+        self._check_blocks([agent.info.num_blocks, *(remote.info.num_blocks for remote in remotes)])
+        self._streams = [_Stream(agent, remote, self.local_ids, self.handle.block_ids) for remote in remotes]
+        for stream in self._streams:
+            self._read_on(stream)
+
+    @property
+    def done(self) -> bool:
+        """Whether every byte is there."""
+        return bool(self._streams) and all(stream.done for stream in self._streams)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a read is under way."""
+        return any(stream.read is not None for stream in self._streams)
+
+    @property
+    def in_haste(self) -> bool:
+        """Whether a piece is likely to end within a moment."""
+        began = max((stream.began for stream in self._streams), default=0.0)
+        return time.monotonic() - began < HASTE_S
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of all pieces that have ended well."""
+        return sum(stream.bytes_moved for stream in self._streams)
+
+    def step(self) -> bool:
+        """Go on as far as possible without waiting; whether anything happened.
+
+        Raises:
+            TandemError: why it ends. Where it still ``is_writing`` then, it is to be watched with ``has_settled``.
+        """
+        moved = False
+        for stream in self._streams:
+            moved |= self._step(stream)
+        lost = next((stream.remote for stream in self._streams if stream.remote.lost), None)
+        if lost is not None and not self.done:
+            self.stop(TandemError("transfer_failed", f"KV worker {lost.name} was lost or restarted"))
+        if self._stop_reason is not None and not self.is_writing:
+            raise self._stop_reason
+        self._check_deadline()
+        return moved
+
+    def has_settled(self) -> bool:
+        """Whether no read writes any more, well or badly ended."""
+        for stream in self._streams:
+            if stream.read is not None:
+                try:
+                    stream.has_ended()
+                except TandemError:
+                    continue
+        return not self.is_writing
+
+    def stop(self, reason: TandemError) -> None:
+        """End with ``reason`` as soon as no read is under way, even where all is there."""
+        self._stop_reason = self._stop_reason or reason
+
+    def reads_from(self, remote: Remote) -> bool:
+        """Whether a read from ``remote`` is under way."""
+        return any(stream.read is not None and stream.remote is remote for stream in self._streams)
+
+    def _step(self, stream: _Stream) -> bool:
+        if stream.done or (stream.read is None and self._stop_reason is not None):
+            return False
+        try:
+            if stream.read is not None and not stream.has_ended():
+                return False
+        except TandemError as error:
+            self.stop(error)
+            return True
+        if not stream.done and self._stop_reason is None:
+            self._read_on(stream)
+        return True
+
+    def _read_on(self, stream: _Stream) -> None:
+        """A read that cannot begin ends the part, but only when the others under way have ended."""
+        try:
+            stream.read_on()
+        except TandemError as error:
+            self.stop(error)
+
+    def _check_deadline(self) -> None:
+        now = time.monotonic()
+        for stream in self._streams:
+            if stream.read is not None and now - stream.began > self._timeout_s:
+                raise self._stop_reason or TandemError(
+                    "transfer_failed",
+                    f"reading lease {self.handle.lease_id} of KV worker {stream.remote.name}: no answer within "
+                    f"{self._timeout_s:g} s; is it running? (limit: kv.transfer_timeout_s)",
+                )
+
+    def _check_blocks(self, num_blocks: Sequence[int]) -> None:
+        """``num_blocks``: of this rank, and of each source rank."""
+        ours, theirs = self.local_ids, self.handle.block_ids
+        if len(theirs) != len(ours):
+            raise TandemError("handle_malformed", f"handle: {len(theirs)} blocks for {len(ours)} local ones")
+        for ids, limit in ((ours, num_blocks[0]), (theirs, min(num_blocks[1:]))):
+            if not ids or min(ids) < 0 or max(ids) >= limit:
+                raise TandemError("handle_malformed", f"handle: needs block ids from 0 to {limit - 1}: {ids[:8]}")
