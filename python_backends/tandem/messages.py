@@ -62,6 +62,8 @@ class Work(Message, frozen=True, kw_only=True):
     token_ids: list[int]
     output_ids: list[int] = []
     """Answer tokens that exist already; the next token has this list's length as its index."""
+    salt: str = ""
+    """Of the block hashes: requests share cached blocks only where it is the same (a tenant's name)."""
     sampling: Sampling
     stopping: Stopping
 
@@ -136,6 +138,35 @@ class Failed(Message, tag="failed", frozen=True, kw_only=True):
 
 
 EngineEvent = Tokens | Prefilled | Pulled | Finished | Failed
+
+
+# ---------------------------------------------------------------- what a worker's prefix cache holds
+
+
+class BlocksStored(Message, tag="stored", frozen=True, kw_only=True):
+    """These blocks can be reused from now on. Chained hashes name them (``tandem.kv.hashes``), in the chain's order."""
+
+    hashes: list[int]
+
+
+class BlocksRemoved(Message, tag="removed", frozen=True, kw_only=True):
+    """These blocks are gone; those that follow them in a chain may still be there, but are of no use."""
+
+    hashes: list[int]
+
+
+KvEvent = BlocksStored | BlocksRemoved
+
+
+class KvReport(Message, frozen=True, kw_only=True):
+    """Changes of a prefix cache since the one that the poll named; numbered, from 1 in each epoch."""
+
+    first: int
+    """Number of the first of ``events``."""
+    events: list[KvEvent]
+    is_snapshot: bool = False
+    """The log does not reach back so far: forget all, ``events`` say everything there is, as if they had the number
+    ``first`` together."""
 
 
 class Load(Message, frozen=True, kw_only=True):
@@ -249,6 +280,8 @@ class Poll(Message, tag="poll", frozen=True, kw_only=True):
 
     lane: str
     wait_s: float
+    kv_from: int | None = None
+    """Number of the next change of the prefix cache that the caller has not heard of; None: it does not want to."""
 
 
 class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
@@ -282,6 +315,8 @@ class PollReply(Message, tag="poll_reply", frozen=True, kw_only=True):
     epoch: int
     events: list[EngineEvent]
     load: Load
+    kv: KvReport | None = None
+    """Comes along where there is something new; it does not make a poll be answered earlier."""
 
 
 LaneReply = HelloReply | Done | Refused | SubmitReply | PollReply
@@ -325,6 +360,7 @@ class Events(Message, tag="events", frozen=True, kw_only=True):
 
     events: list[EngineEvent]
     load: Load
+    kv: list[KvEvent] = []
 
 
 EngineReport = Loading | Ready | EngineError | Events
