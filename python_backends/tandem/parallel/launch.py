@@ -15,7 +15,7 @@ from typing import Literal
 
 from tandem.deployment import Parallel, Worker
 from tandem.errors import TandemError
-from tandem.parallel.network import SUBNET, check_first_host
+from tandem.parallel.network import check_first_host
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +167,6 @@ def build_call(
         TandemError: ``invalid_request``: the hosts cannot be reached from here like this.
     """
     environment = {**environment, "MPI4PY_LIBMPI": str(launcher.library)}
-    if parallel.subnet:
-        environment[SUBNET] = parallel.subnet
     if len(worker.hosts) > 1:
         check_first_host(worker)
     if launcher.implementation == "mpich":

@@ -24,7 +24,7 @@ from tandem.engines.registry import find_follower
 from tandem.engines.server import build_engine, log_to_stderr, run_engine
 from tandem.errors import TandemError
 from tandem.parallel import heartbeat, processes
-from tandem.parallel.network import use_subnet
+from tandem.parallel.network import use_network
 from tandem.parallel.shared_memory import forget_names
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> str | None:
     try:
         deployment = msgspec.json.decode(base64.b64decode(os.environ[DEPLOYMENT]), type=Deployment)
         worker = deployment.find_worker(args.worker)
-        use_subnet()
+        use_network(deployment)
         from tandem.parallel.group import RankGroup  # MPI starts here, in the network just chosen
 
         group = RankGroup.join(worker.partition)
