@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running_engine import RunningEngine
 
 from tandem.kv.reshard import block_bytes_of
 from tandem.messages import Finished, Generate, Partition, Sampling, Stopping
 from tests.checkpoints import demo_model, make_random_model
-from tests.integration.groups.engines import RunningEngine, bytes_pulled, hand_over, run_engines, tokens_of
+from tests.integration.groups.engines import bytes_pulled, hand_over, run_engines, tokens_of
 
 BLOCK = 4
 PARTITIONS = {
