@@ -91,6 +91,7 @@ class Rank:
     def __init__(self, spec: WorkerSpec, rank: int, on_result: Callable[[Outcome], None]) -> None:
         self.spec, self.rank, self._on_result = spec, rank, on_result
         block_bytes = block_bytes_of(spec.partition, rank, spec.kv)
+        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # else it binds to any interface, and hangs when that one goes
         self.memory = allocate(spec.blocks * block_bytes).reshape(spec.blocks, block_bytes)
         self.pool = BlockPool(spec.blocks)
         self.leases = LeaseTable(self.pool, spec.lease_s)

@@ -84,8 +84,8 @@ def kv_section(report: KvBenchReport) -> str:
     head = "size", "pull, ms", "pull, GB/s", "memcpy, GB/s", "ratio"
     rows = [_kv_cells(row) for row in report.rows]
     groups = (
-        "**Between groups that split the model differently** (tp: tensor-parallel size, pp: pipeline stages), all ranks "
-        "on one host, in the same run"
+        "**Between groups that split the model differently** (tp: tensor-parallel size, pp: pipeline stages), all "
+        "ranks on one host, in the same run"
     )
     reshards = [[f"{r.prefill} → {r.decode}", *_kv_cells(r.figures)] for r in report.reshards]
     return f"{title}\n\n{table(head, rows)}\n\n{groups}\n\n{table(('groups', *head), reshards)}"
