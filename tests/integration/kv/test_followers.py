@@ -24,7 +24,7 @@ TCP = (("UCX_TLS", "tcp,self"),)
 
 
 def start(
-    workers: Workers, sources: int = 1, lease_s: float = 60.0, timeout_s: float = 0.5, tcp: bool = False
+    workers: Workers, sources: int = 1, lease_s: float = 60.0, timeout_s: float = 1.0, tcp: bool = False
 ) -> tuple[Group, Group]:
     """A prefill worker and a decode worker of two ranks."""
     environment = TCP if tcp else ()
@@ -61,7 +61,7 @@ def test_frozen_follower_fails_the_pull_and_pins_its_blocks_until_it_reports(wor
     outcome = decode.result()
     assert outcome.code == "transfer_failed"
     assert "no report of rank 1 of the group" in outcome.message
-    assert "within 1 s" in outcome.message
+    assert "within 2 s" in outcome.message
     decode.leader.call("free", ids)
     assert decode.state()[0] == 3
     assert prefill.state() == (3, 1, 1, 0)  # nobody asked: the lease is held
@@ -71,9 +71,9 @@ def test_frozen_follower_fails_the_pull_and_pins_its_blocks_until_it_reports(wor
     assert [(report.code, report.still_writing) for report in decode.ended] == [(None, False)]
 
 
-def hang(workers: Workers, timeout_s: float) -> tuple[Group, Group, list[int]]:
+def hang(workers: Workers) -> tuple[Group, Group, list[int]]:
     """A pull whose follower hangs in mid-read, since its source rank stands still; the leader's part goes well."""
-    prefill, decode = start(workers, sources=2, timeout_s=timeout_s, tcp=True)
+    prefill, decode = start(workers, sources=2, tcp=True)
     ids = decode.begin_pull("first", prefill.grant("first", [9]))
     assert decode.result().code is None  # connected
     decode.leader.call("free", ids)
@@ -84,7 +84,7 @@ def hang(workers: Workers, timeout_s: float) -> tuple[Group, Group, list[int]]:
 
 
 def test_follower_whose_read_hangs_reports_twice(workers: Workers) -> None:
-    prefill, decode, ids = hang(workers, timeout_s=0.5)
+    prefill, decode, ids = hang(workers)
     outcome = decode.result()
     assert outcome.code == "transfer_failed"
     assert "rank 1 of the group: reading lease 2 of KV worker prefill_0.1.1: no answer" in outcome.message
@@ -98,7 +98,7 @@ def test_follower_whose_read_hangs_reports_twice(workers: Workers) -> None:
 
 
 def test_follower_killed_in_mid_read_fails_the_pull_and_its_blocks_are_never_handed_out(workers: Workers) -> None:
-    _, decode, ids = hang(workers, timeout_s=1.0)
+    _, decode, ids = hang(workers)
     decode.followers[0].kill()
     outcome = decode.result()
     assert outcome.code == "transfer_failed"
@@ -109,7 +109,7 @@ def test_follower_killed_in_mid_read_fails_the_pull_and_its_blocks_are_never_han
 
 
 def test_follower_frozen_in_mid_read_comes_back(workers: Workers) -> None:
-    prefill, decode, ids = hang(workers, timeout_s=0.5)
+    prefill, decode, ids = hang(workers)
     decode.followers[0].freeze()
     assert decode.result().code == "transfer_failed"
     decode.leader.call("free", ids)
