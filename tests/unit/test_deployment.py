@@ -50,6 +50,12 @@ def test_the_local_deployment_is_one_worker_of_each_stage() -> None:
     assert deployment.server.host == "127.0.0.1"
 
 
+def test_the_deployment_over_several_hosts_can_be_read() -> None:
+    deployment = load_deployment(REPOSITORY / "deployments" / "multi_host.toml")
+    assert [(w.group_size, len(w.hosts)) for w in deployment.worker] == [(3, 3), (2, 2)]
+    assert deployment.parallel.launch_agent == "ssh"
+
+
 def test_model_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).model.path == str(tmp_path / "models" / "tiny")
     absolute = MINIMAL.replace("models/tiny", "/somewhere/tiny")
