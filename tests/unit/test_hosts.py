@@ -85,6 +85,13 @@ def test_a_cut_link_lets_nothing_through(hosts: Hosts) -> None:
         assert time.monotonic() < deadline
 
 
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = "ip, unshare, nsenter, mount not found; apt-get install iproute2 util-linux"
+    with pytest.raises(RuntimeError, match=missing), make_hosts(1):
+        pass
+
+
 def test_traffic_is_counted(hosts: Hosts) -> None:
     size = 1_000_000
     with socket.create_server((hosts.outside, 0)) as server:
