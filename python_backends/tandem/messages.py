@@ -449,8 +449,9 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
     pid: int
     """As the rank's own host counts."""
-    phase: Literal["loading", "running", "stopped", "failed"]
-    """stopped: ended in good order; failed: it cannot go on, ``message`` says why."""
+    phase: Literal["loading", "running", "stopped", "failed", "exited", "killed"]
+    """stopped: ended in good order; failed: it cannot go on, ``message`` says why; exited, killed: the process has
+    ended unasked, by itself or by a signal, says its guard, and ``message`` says how."""
     progress: int
     """Grows while the engine loop goes round; one that stands still while running hangs."""
     message: str = ""

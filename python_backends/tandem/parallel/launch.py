@@ -15,6 +15,7 @@ from typing import Literal
 
 from tandem.deployment import Parallel, Worker
 from tandem.errors import TandemError
+from tandem.parallel import processes, shared_memory
 from tandem.parallel.network import check_first_host
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,8 @@ def build_call(
         options = _mpich_options(parallel, worker)
     else:
         environment.update(_openmpi_environment(launcher, parallel, worker, directory))
+        if tag := environment.get(processes.TAG):
+            environment.update(shared_memory.choose_directory(tag))
         options = _openmpi_options(launcher, worker)
         for name in sorted(filter(_FORWARDED.fullmatch, environment)):
             options += ["-x", name]
