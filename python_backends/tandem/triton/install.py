@@ -49,7 +49,8 @@ def install() -> Path:
             return target
         for left_over in target.parent.glob(f"{target.name}.partial-*"):
             shutil.rmtree(left_over)
-        partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
+        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+        partial.mkdir()  # with the rights that the caller gives new directories: others may run the server
         try:
             _unpack(partial)
             _place_stub(partial)

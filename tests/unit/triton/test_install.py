@@ -1,5 +1,6 @@
 """Installing the embedded server: all or nothing."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_stub_of_this_python_lies_beside_the_backend(monkeypatch: pytest.MonkeyP
     assert target == embedded_dir()
     stub = target / "pytriton" / "tritonserver" / "backends" / "python" / "triton_python_backend_stub"
     assert stub.stat().st_mode & 0o111
+
+
+def test_server_of_one_user_can_be_run_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where root installs it and somebody else serves."""
+    monkeypatch.setattr(install, "_unpack", unpack_like_pip)
+    umask = os.umask(0o022)
+    try:
+        target = install.install()
+    finally:
+        os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o755
 
 
 def test_second_install_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
