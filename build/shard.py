@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import track
 
-from conversion.terminal import fail, shard_showing
+from conversion.shards import write_shard
+from conversion.terminal import console, fail
 from tandem.errors import TandemError
 from tandem.messages import Partition
 
@@ -20,9 +22,11 @@ def main(
     """Write MODEL/shards/tpN-ppM/rank-R.safetensors, so that a host needs only its ranks' files. Quick when there."""
     partition = Partition(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
     try:
-        shard_showing(model, partition)
+        for rank in track(range(partition.size), f"Cutting {model.name}", console=console, transient=True):
+            path = write_shard(model, partition, rank)
     except TandemError as error:
         fail(error)
+    console.print(f"Ready: {path.parent} ({partition.size} ranks)", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,18 @@ from tandem.engines.torch.sharding import Shard
 from tandem.messages import Partition
 
 
-def write_shards(model_dir: Path, partition: Partition, progress: Callable[[int, int], None]) -> Path:
-    """Cut a converted model for a group; files that are there already are kept.
-
-    ``progress`` takes ranks done and ranks in all. Returns: the directory of the files.
+def write_shard(model_dir: Path, partition: Partition, rank: int) -> Path:
+    """Cut one rank's part out of a converted model, unless it is there already; the file.
 
     Raises:
         TandemError: ``invalid_request``: it is no converted model, or cannot be split like this.
     """
-    fingerprint, config = read_fingerprint(model_dir), read_config(model_dir)
-    directory = shard_file(model_dir, partition, 0).parent
-    with locked(directory):
-        for rank in range(partition.size):
-            path = shard_file(model_dir, partition, rank)
-            if _fingerprint_of(path) != fingerprint:
-                _write(path, _read(model_dir / "model.safetensors", Shard(config, partition, rank)), fingerprint)
-            progress(rank + 1, partition.size)
-    return directory
+    fingerprint, shard = read_fingerprint(model_dir), Shard(read_config(model_dir), partition, rank)
+    path = shard_file(model_dir, partition, rank)
+    with locked(path):
+        if _fingerprint_of(path) != fingerprint:
+            _write(path, _read(model_dir / "model.safetensors", shard), fingerprint)
+    return path
 
 
 def _fingerprint_of(path: Path) -> str | None:

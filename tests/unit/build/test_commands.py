@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.checkpoints import make_random_checkpoint
+from tests.checkpoints import make_random_checkpoint, make_random_model
 
 BUILD = Path(__file__).resolve().parents[3] / "build"
 
@@ -32,6 +32,20 @@ def test_demo_model_refuses_a_directory_in_use(tmp_path: Path) -> None:
     done = _run("demo_model.py", tmp_path)
     assert done.returncode == 1
     assert f"Error: {tmp_path}: something else is there" in done.stderr
+
+
+def test_shard(tmp_path: Path) -> None:
+    model = make_random_model("qwen3", tmp_path)
+    done = _run("shard.py", model, Path("--tensor-parallel-size=2"))
+    assert done.returncode == 0, done.stderr
+    assert f"Ready: {model}/shards/tp2-pp1 (2 ranks)" in done.stderr
+    assert sorted(path.name for path in (model / "shards/tp2-pp1").glob("*.safetensors")) == [
+        "rank-0.safetensors",
+        "rank-1.safetensors",
+    ]
+    refused = _run("shard.py", model, Path("--tensor-parallel-size=3"))
+    assert refused.returncode == 1
+    assert "Error: worker.tensor_parallel_size: 3 does not divide this model" in refused.stderr
 
 
 def _run(script: str, *arguments: Path) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conversion.shards import write_shards
+from conversion.shards import write_shard
 from tandem.engines.torch.checkpoint import Checkpoint, shard_file
 from tandem.engines.torch.config import read_config
 from tandem.engines.torch.sharding import Shard
@@ -34,11 +34,8 @@ def test_a_ranks_file_has_its_part(model_dir: Path, partition: Partition) -> Non
     whole = shapes(model_dir / "model.safetensors")
     config, device = read_config(model_dir), torch.device("cpu")
     cut = [Checkpoint(model_dir, Shard(config, partition, r), torch.float32, device) for r in range(partition.size)]
-    steps: list[tuple[int, int]] = []
-    directory = write_shards(model_dir, partition, lambda done, total: steps.append((done, total)))
-    assert steps == [(done, partition.size) for done in range(1, partition.size + 1)]
-    assert len(list(directory.glob("*.safetensors"))) == partition.size
     for rank, reference in enumerate(cut):
+        assert write_shard(model_dir, partition, rank) == shard_file(model_dir, partition, rank)
         shard = Shard(config, partition, rank)
         own = Checkpoint(model_dir, shard, torch.float32, device)
         assert set(shapes(shard_file(model_dir, partition, rank))) == {name for name in whole if shard.holds(name)}
@@ -48,19 +45,17 @@ def test_a_ranks_file_has_its_part(model_dir: Path, partition: Partition) -> Non
 
 def test_the_second_time_nothing_is_written(model_dir: Path) -> None:
     partition = SPLITS[0]
-    write_shards(model_dir, partition, lambda *_: None)
-    before = shard_file(model_dir, partition, 1).stat().st_ino
-    shard_file(model_dir, partition, 0).write_bytes(b"torn")
-    write_shards(model_dir, partition, lambda *_: None)
-    assert shard_file(model_dir, partition, 1).stat().st_ino == before
-    assert shapes(shard_file(model_dir, partition, 0))
+    path = write_shard(model_dir, partition, 1)
+    before = path.stat().st_ino
+    assert write_shard(model_dir, partition, 1).stat().st_ino == before
+    path.write_bytes(b"torn")
+    assert shapes(write_shard(model_dir, partition, 1))
 
 
 def test_what_was_cut_from_another_model_is_refused(tmp_path: Path) -> None:
     first, second = (make_random_model("llama", tmp_path / str(seed), seed=seed) for seed in (1, 2))
     partition = Partition(tensor_parallel_size=2)
-    write_shards(first, partition, lambda *_: None)
-    theirs, ours = (shard_file(model, partition, 1) for model in (first, second))
+    theirs, ours = write_shard(first, partition, 1), shard_file(second, partition, 1)
     ours.parent.mkdir(parents=True)
     theirs.rename(ours)
     with pytest.raises(TandemError, match=r"rank-1\.safetensors was cut from model .* run build/shard\.py again"):
@@ -69,4 +64,4 @@ def test_what_was_cut_from_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_split_that_does_not_divide_is_refused(model_dir: Path) -> None:
     with pytest.raises(TandemError, match="give one of 1, 2, 4"):
-        write_shards(model_dir, Partition(tensor_parallel_size=3), lambda *_: None)
+        write_shard(model_dir, Partition(tensor_parallel_size=3), 0)
