@@ -28,8 +28,8 @@ from tandem.triton.server import TritonServer
 ROOT = Path(__file__).parents[1]
 OUTPUT_TOKENS = 32
 PROMPT = "Explain in a few sentences why the sky is blue and why sunsets are red."
-CONCURRENCY = "1:8:7"
-MEASUREMENT_REQUESTS = 12
+STREAMS = (1, 8)
+MEASURED_REQUESTS = 48
 TIMEOUT_S = 600
 
 
@@ -43,6 +43,10 @@ class Row:
     responses_per_s: float
     latency_p50_ms: float
     latency_p99_ms: float
+
+
+class PerfError(Exception):
+    """perf_analyzer gave no figures; the text is its own."""
 
 
 def find_binary() -> Path:
@@ -78,22 +82,43 @@ def write_input(path: Path, model: str, prompt_ids: list[int]) -> None:
     path.write_text(json.dumps({"data": [request]}))
 
 
-def run_perf(model: str, url: str, prompt_ids: list[int], out: Path, libraries: Path) -> list[Row]:
-    """One sweep over the concurrency of one model."""
+def run_perf(model: str, streams: int, url: str, prompt_ids: list[int], out: Path, libraries: Path) -> Row:
+    """One line: a fixed number of requests to one model.
+
+    A fixed number, for with time or count windows perf_analyzer leaves a line out, and ends with status 0, unless three
+    windows in a row agree; windows over a few streams that began together do not.
+
+    Raises:
+        PerfError: perf_analyzer gave no figures.
+    """
+    name = f"{model}_{streams}"
     write_input(out / f"{model}_input.json", model, prompt_ids)
-    report = out / f"{model}.csv"
+    report = out / f"{name}.csv"
     command = [
         str(find_binary()), "-m", model, "-u", url, "-i", "grpc", "--streaming", "--async",
-        "--input-data", str(out / f"{model}_input.json"), "--concurrency-range", CONCURRENCY,
-        "--measurement-mode", "count_windows", "--measurement-request-count", str(MEASUREMENT_REQUESTS),
-        "--stability-percentage", "50", "--max-trials", "4", "-f", str(report),
-        "--profile-export-file", str(out / f"{model}_profile.json"),
+        "--input-data", str(out / f"{model}_input.json"), "--concurrency-range", str(streams),
+        "--request-count", str(MEASURED_REQUESTS), "-f", str(report),
+        "--profile-export-file", str(out / f"{name}_profile.json"),
     ]  # fmt: skip
     environment = os.environ | {"LD_LIBRARY_PATH": f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-    (out / f"{model}.txt").write_text(done.stdout + done.stderr)
-    if done.returncode != 0 or not report.exists():
-        raise SystemExit(f"perf_analyzer failed on {model}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise PerfError(f"{model}, {streams} streams: perf_analyzer did not end within {TIMEOUT_S} s") from error
+    (out / f"{name}.txt").write_text(done.stdout + done.stderr)
+    rows = read_report(report, model) if done.returncode == 0 else []
+    if [row.concurrency for row in rows] != [streams]:
+        raise PerfError(
+            f"{model}, {streams} streams: perf_analyzer ended with status {done.returncode} and "
+            f"{len(rows)} lines in place of one; it says:\n{(done.stdout + done.stderr)[-2000:]}"
+        )
+    return rows[0]
+
+
+def read_report(report: Path, model: str) -> list[Row]:
+    """The lines of perf_analyzer's report; none where it wrote none."""
+    if not report.exists():
+        return []
     with report.open() as lines:
         return [_row(model, line) for line in csv.DictReader(lines)]
 
@@ -137,6 +162,7 @@ def main() -> None:
     out.mkdir(parents=True)
     prompt_ids = TextCodec(Path(deployment.model.path)).encode(PROMPT)
     rows: list[Row] = []
+    failures: list[str] = []
     with (
         tempfile.TemporaryDirectory() as links,
         console.status("starting the server") as status,
@@ -144,9 +170,16 @@ def main() -> None:
     ):
         libraries = library_links(Path(links))
         for model in ("llm", "ensemble", *(worker.name for worker in deployment.worker)):
-            status.update(f"perf_analyzer streams against {model}")
-            rows += run_perf(model, server.grpc_url, prompt_ids, out, libraries)
+            for streams in STREAMS:
+                status.update(f"perf_analyzer streams against {model}, {streams} at a time")
+                try:
+                    rows.append(run_perf(model, streams, server.grpc_url, prompt_ids, out, libraries))
+                except PerfError as error:
+                    failures.append(str(error))
     show(rows, console)
+    if failures:
+        console.print(*failures, sep="\n\n", markup=False, highlight=False)
+        sys.exit(1)
     (out / "perf.json").write_text(json.dumps([asdict(row) for row in rows], indent=2))
     console.print(f"raw reports: {out.relative_to(ROOT)}/")
 

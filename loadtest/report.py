@@ -6,6 +6,7 @@ Reads what the benchmarks left in ``.tandem``: ``bench.json`` (``make bench``), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 import typer
 from engine_bench import EngineBenchReport
 from kv_bench import KvBenchReport, KvBenchRow
+from memory import OUTLOOK
 from perf import OUTPUT_TOKENS, Row
 from soak import Round
 from stack_bench import StackBenchReport
@@ -115,7 +117,7 @@ def perf_section(rows: list[Row]) -> str:
 
 def soak_section(rounds: list[Round]) -> str:
     """What became of thousands of requests, a tenth of them cancelled."""
-    head = ("requests", "at once", "requests/s", "outcomes", "left over", "largest growth of memory")
+    head = ("requests", "at once", "requests/s", "outcomes", "left over", f"memory in {OUTLOOK} times the requests")
     rows = [
         (
             f"{r.requests:,}",
@@ -123,7 +125,7 @@ def soak_section(rounds: list[Round]) -> str:
             f"{r.requests / r.seconds:.1f}",
             ", ".join(f"{count:,} {outcome}" for outcome, count in r.outcomes.items()),
             f"{sum(map(sum, r.left.values()))}",
-            f"{100 * max(r.rss_growth.values()):+.2f} %",
+            f"{max((m.outlook for m in r.memory.values() if m), default=math.nan):+.1%}",
         )
         for r in rounds
     ]

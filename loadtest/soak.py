@@ -2,7 +2,7 @@
 
 Starts its own server, sends 10,000 requests at 64 at once and 2,000 at 128, cancels a tenth of them, and then looks for
 what is left: requests without an end, KV blocks, handles, memory. Prints a table, writes ``soak.json``; exit status 1
-if anything is left or an answer is wrong.
+if anything is left, an answer is wrong or the memory of any process is not flat.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import random
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 import tritonclient.grpc.aio as grpc_aio
+from memory import ALLOWED_SHARE, OUTLOOK, Memory, Sample, judge_all, watch_memory
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -35,7 +34,6 @@ ROOT = Path(__file__).parents[1]
 ANSWER_TOKENS = 6
 REQUEST_TIMEOUT_S = 120.0
 SETTLE_S = 30.0
-SAMPLE_S = 1.0
 
 
 @dataclass
@@ -46,10 +44,15 @@ class Round:
     at_once: int
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    rss_growth: dict[str, float] = field(default_factory=dict)
-    """Per process: median of the last quarter over median of the third quarter, minus 1."""
+    memory: dict[str, Memory | None] = field(default_factory=dict)
+    """Per process; None where it was not seen long enough to judge."""
     left: dict[str, list[int]] = field(default_factory=dict)
     """Per worker: queued, running, blocks used, handles held, after the last request."""
+
+    @property
+    def done(self) -> int:
+        """Requests that have ended."""
+        return sum(self.outcomes.values())
 
 
 async def one_request(client: grpc_aio.InferenceServerClient, number: int, draw: random.Random) -> str:
@@ -86,10 +89,8 @@ async def _stream(client: grpc_aio.InferenceServerClient, number: int) -> str:
                 return f"error: {str(error)[:80]}"
             ids = result.as_numpy("output_ids")
             tokens += 0 if ids is None else ids.size
-            if result.get_response().parameters["triton_final_response"].bool_param:
-                break
     finally:
-        stream.cancel()
+        stream.cancel()  # of no effect where the stream was read to its end
     return "whole answer" if tokens == ANSWER_TOKENS else f"WRONG: {tokens} tokens"
 
 
@@ -110,28 +111,6 @@ async def run_round(url: str, this: Round, progress: Progress, draw: random.Rand
     this.seconds = time.monotonic() - started
 
 
-async def watch_memory(samples: dict[str, list[int]]) -> None:
-    """Resident bytes of every process below this one, once a second."""
-    while True:
-        for process in psutil.Process().children(recursive=True):
-            try:
-                samples.setdefault(_name(process), []).append(process.memory_info().rss)
-            except psutil.Error:
-                continue
-        await asyncio.sleep(SAMPLE_S)
-
-
-def _name(process: psutil.Process) -> str:
-    """What a process is, and its id."""
-    line = process.cmdline()
-    for word in line:
-        if word.endswith("model.py"):
-            return f"stub {Path(word).parents[1].name} {process.pid}"
-    if "--worker" in line:
-        return f"engine {line[line.index('--worker') + 1]} {process.pid}"
-    return f"{process.name()} {process.pid}"
-
-
 def load_of(client: Client, worker: str) -> Load:
     """What a worker has in hand."""
     reply = client.call(worker, Hello())
@@ -146,22 +125,15 @@ def in_use(server: TritonServer) -> dict[str, list[int]]:
     return {name: [load.queued, load.running, load.blocks_used, load.handles_held] for name, load in loads.items()}
 
 
-def growth(samples: list[int]) -> float:
-    """How much the last quarter's median exceeds the third's, as a fraction."""
-    quarter = max(1, len(samples) // 4)
-    third, last = samples[-2 * quarter : -quarter] or samples, samples[-quarter:]
-    return statistics.median(last) / statistics.median(third) - 1.0
-
-
 async def soak(server: TritonServer, rounds: list[Round], progress: Progress) -> None:
     """Run all rounds, watching memory, and look after each for what is left."""
     draw = random.Random(2)
     for this in rounds:
-        samples: dict[str, list[int]] = {}
-        watcher = asyncio.create_task(watch_memory(samples))
+        samples: dict[str, list[Sample]] = {}
+        watcher = asyncio.create_task(watch_memory(samples, this))
         await run_round(server.grpc_url, this, progress, draw)
         watcher.cancel()
-        this.rss_growth = {name: growth(values) for name, values in samples.items()}
+        this.memory = judge_all(samples, this.requests)
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
             this.left = await asyncio.to_thread(in_use, server)
@@ -173,11 +145,10 @@ async def soak(server: TritonServer, rounds: list[Round], progress: Progress) ->
 def show(rounds: list[Round], console: Console) -> bool:
     """Print what happened; whether all is well."""
     table = Table(title="soak")
-    for heading in ("requests", "at once", "requests/s", "outcomes", "left over", "largest growth of memory"):
+    for heading in ("requests", "at once", "requests/s", "outcomes", "left over"):
         table.add_column(heading)
     well = True
     for this in rounds:
-        worst = max(this.rss_growth, key=lambda name: this.rss_growth[name])
         left = sum(sum(values) for values in this.left.values())
         well &= left == 0 and set(this.outcomes) <= {"whole answer", "left"}
         table.add_row(
@@ -186,8 +157,28 @@ def show(rounds: list[Round], console: Console) -> bool:
             f"{this.requests / this.seconds:.1f}",
             ", ".join(f"{count} {outcome}" for outcome, count in this.outcomes.items()),
             "nothing" if left == 0 else str(this.left),
-            f"{100 * this.rss_growth[worst]:+.2f} % ({worst})",
         )
+    console.print(table)
+    return show_memory(rounds, console) and well
+
+
+def show_memory(rounds: list[Round], console: Console) -> bool:
+    """Print the memory of each process in the second half of each round; whether all of it is flat."""
+    table = Table(
+        title=f"memory over the second half; flat: {OUTLOOK} times the requests add at most {ALLOWED_SHARE:.0%}"
+    )
+    for heading in ("requests", "process", "resident MiB", "bytes/request", f"{OUTLOOK} times the requests", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("process", "verdict") else "right")
+    well = True
+    for this in rounds:
+        well &= bool(this.memory)
+        for name, memory in sorted(this.memory.items()):
+            if memory is None:
+                table.add_row(str(this.requests), name, "", "", "", "TOO SHORT TO JUDGE")
+            else:
+                figures = f"{memory.resident_mib:.1f}", f"{memory.bytes_per_request:+.0f}", f"{memory.outlook:+.1%}"
+                table.add_row(str(this.requests), name, *figures, "flat" if memory.flat else "GROWS")
+            well &= memory is not None and memory.flat
     console.print(table)
     return well
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from init import PORT
 
-CONNECT_TIMEOUT_S = 3.0
+CONNECT_TIMEOUT_S = 1.0
 VALUED = "bcDEeFIiJLlmOopQRSWw"
 """Options of ssh that take a value."""
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"

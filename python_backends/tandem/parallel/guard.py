@@ -44,6 +44,8 @@ def split(hang_timeout_s: float) -> int:
         Where the rank's heartbeats are to be written to.
     """
     launcher, stand_in = os.getppid(), os.getpid()
+    if launcher == 1:  # mpiexec's process has gone already
+        os._exit(1)
     processes.die_with_parent(launcher)
     place = shared_memory.find_place()
     if (guard := os.fork()) != 0:  # mpiexec kills what it has started, but not what that has
@@ -130,7 +132,8 @@ class _Guard:
         writable = select.poll()
         writable.register(1, select.POLLOUT)
         if writable.poll(0) == [(1, select.POLLOUT)]:
-            os.write(1, heartbeat.PREFIX + line + b"\n")
+            with contextlib.suppress(OSError):  # the next look at it will tell
+                os.write(1, heartbeat.PREFIX + line + b"\n")
 
     def _tell_end(self) -> None:
         """Of a rank that has not told of its end itself."""
@@ -172,13 +175,12 @@ class _Guard:
 
     def _end_launcher(self) -> None:
         """mpiexec's process on this host, which may wait for a host that it cannot reach."""
-        with contextlib.suppress(psutil.Error):
-            launcher = psutil.Process(self._launcher)
-            if psutil.Process(os.getppid()).parent() == launcher:
-                launcher.terminate()
-                launcher.wait(LAUNCHER_TIMEOUT_S)
-        with contextlib.suppress(psutil.Error):
-            launcher.kill()
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            with contextlib.suppress(psutil.Error):
+                launcher = psutil.Process(os.getppid()).parent()
+                if launcher is not None and launcher.pid == self._launcher:
+                    end(launcher)
+                    launcher.wait(LAUNCHER_TIMEOUT_S)
 
 
 def _name(number: int) -> str:

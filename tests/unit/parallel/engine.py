@@ -40,9 +40,6 @@ def fail(what: str, rank: int) -> None:
         time.sleep(600)
     if way == "freeze":  # with the interpreter's lock held, so that no other thread runs either
         ctypes.PyDLL(None).sleep(600)
-    if way == "thread":
-        threading.Thread(target=lambda: 1 // 0, name="side").start()
-        time.sleep(600)
 
 
 def compute(what: str, group: RankGroup) -> list[int]:
@@ -124,14 +121,20 @@ class Leader:
             self._sink([tokens, Finished(request_id=what, reason="stop")], Load())
 
 
+def load(group: RankGroup) -> None:
+    """Until all ranks have."""
+    fail(os.environ.get("TANDEM_TEST_LOADING", ""), group.rank)
+    group.gather(0)
+
+
 def create(_deployment: Deployment, worker: Worker, epoch: int, loading: LoadingSink) -> Leader:
     loading("weights", 0.5)
-    fail(os.environ.get("TANDEM_TEST_LOADING", ""), 0)
+    load(RankGroup.current())
     return Leader(worker, epoch)
 
 
 def serve(deployment: Deployment, _worker: Worker, group: RankGroup) -> None:
-    fail(os.environ.get("TANDEM_TEST_LOADING", ""), group.rank)
+    load(group)
     heartbeat.loaded()
     while True:
         orders = group.wait_for_orders(2 * deployment.parallel.hang_timeout_s, lambda: None)

@@ -23,8 +23,8 @@ class Kept:
     def __init__(self, file: Path) -> None:
         self.answers: queue.Queue[list[int]] = queue.Queue()
         self.losses: queue.Queue[str] = queue.Queue()
-        log_file = file.parent / "engine.log"
-        self.keeper = EngineKeeper(file, "prefill_0", log_file, self._on_events, self.losses.put)
+        self.log_file = file.parent / "engine.log"
+        self.keeper = EngineKeeper(file, "prefill_0", self.log_file, self._on_events, self.losses.put)
 
     def _on_events(self, report: Events) -> None:
         for event in report.events:
@@ -56,20 +56,20 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.glob("tandem-*")) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "cause"), [(signal.SIGKILL, ""), (signal.SIGSTOP, "has been silent for 2 s")], ids=["kill", "stop"]
-)
-def test_the_group_comes_back_whole(kept: Kept, number: signal.Signals, cause: str) -> None:
-    before = kept.keeper.info
-    assert before is not None
-    first = kept.ask("pids")
-    os.kill(first[1], number)
-    reason = kept.losses.get(timeout=DEADLINE_S)
-    assert reason.startswith(f"exit status 1: rank 1 (pid {first[1]}) ")
-    assert cause in reason
-    wait_until(lambda: kept.keeper.info)
-    after = kept.keeper.info
-    assert after is not None
-    assert after.epoch > before.epoch
-    assert set(kept.ask("pids")).isdisjoint(first)
-    assert kept.ask("sum-10") == [3, 3]
+def test_the_group_comes_back_whole(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice; the first time not before it has failed to start."""
+    fates = {signal.SIGKILL: "was killed by SIGKILL", signal.SIGSTOP: "has been silent for 2 s"}
+    monkeypatch.setenv("TANDEM_TEST_LOADING", "raise-1")
+    for number, fate in fates.items():
+        before, first = kept.keeper.info, kept.ask("pids")
+        assert before is not None
+        os.kill(first[1], number)
+        reason = kept.losses.get(timeout=DEADLINE_S)
+        assert reason.startswith(f"exit status 1: rank 1 (pid {first[1]}) {fate}")
+        wait_until(lambda: "[rank 1] about to raise" in kept.log_file.read_text())
+        monkeypatch.delenv("TANDEM_TEST_LOADING", raising=False)
+        after = wait_until(lambda: kept.keeper.info)
+        assert after.epoch > before.epoch
+        assert set(kept.ask("pids")).isdisjoint(first)
+        assert kept.ask("sum-10") == [3, 3]
+    assert kept.losses.empty()

@@ -56,7 +56,11 @@ class RowParallelLinear:
 
 
 class PackedLinear:
-    """oneDNN with the weight reordered once into the blocks its kernels read; sums in fp32."""
+    """oneDNN with the weight reordered once into the blocks its kernels read; sums in fp32.
+
+    oneDNN and torch each keep a kernel for every number of rows they have seen, up to a thousand of them: about 600 KiB
+    and 5 ms apiece for every shape of weight. So rows are filled up to one of few numbers.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
@@ -66,13 +70,25 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """As in ``Linear``."""
-        result: Tensor = self._run(x, self._weight, self._bias, "none", [], "")
-        return result
+        result: Tensor = self._run(_filled(x), self._weight, self._bias, "none", [], "")
+        return result[: len(x)]
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """As in ``Linear``; the sum is fused and rounded once."""
-        result: Tensor = self._run_plus(x, residual, self._weight, self._bias, "add")
-        return result
+        result: Tensor = self._run_plus(_filled(x), _filled(residual), self._weight, self._bias, "add")
+        return result[: len(x)]
+
+
+def padded_rows(rows: int) -> int:
+    """The next of sixteen numbers in each octave, all of them up to 32: at most a sixteenth more than ``rows``."""
+    step = 1 << max(0, (rows - 1).bit_length() - 5)
+    return -(-rows // step) * step
+
+
+def _filled(x: Tensor) -> Tensor:
+    """``x`` [rows, in] with rows of zeros up to ``padded_rows``."""
+    missing = padded_rows(len(x)) - len(x)
+    return functional.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
