@@ -10,6 +10,8 @@ FIRST_CHUNK = 32
 """Tokens, until a prefill step has been measured."""
 LEAST_CHUNK = 16
 """Tokens: prompts get on even where the bound cannot be kept."""
+AIM = 0.85
+"""Of the bound: steps vary, and take longer the more of a prompt was read before."""
 MEMORY = 0.7
 """Weight of all earlier steps beside the last one."""
 
@@ -28,7 +30,7 @@ class Pace:
         """Most prompt tokens in one step beside running answers."""
         if self._tokens == 0:
             return FIRST_CHUNK
-        room_s = self._bound_s - 2 * (self._decode_s or 0.0)
+        room_s = AIM * self._bound_s - 2 * (self._decode_s or 0.0)
         if room_s * self._tokens <= LEAST_CHUNK * self._seconds:
             return LEAST_CHUNK
         # Far beyond what was measured the guess is worth little.

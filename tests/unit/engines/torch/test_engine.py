@@ -119,7 +119,6 @@ def handle_of(events: list[EngineEvent]) -> bytes:
 
 
 def end_of(events: list[EngineEvent]) -> FinishReason:
-    """Why it finished."""
     end = events[-1]
     assert isinstance(end, Finished), end
     return end.reason
