@@ -32,7 +32,7 @@ from tandem.engines.torch.config import ModelConfig, read_config
 from tandem.engines.torch.engine import create
 from tandem.engines.torch.runner import DTYPES
 from tandem.kv.handle import KEY_BYTES, KEY_VARIABLE
-from tandem.messages import EngineEvent, Failed, Finished, Generate, Load, Sampling, Stopping, Tokens
+from tandem.messages import EngineEvent, Failed, Finished, Generate, KvEvent, Load, Sampling, Stopping, Tokens
 
 BATCHES = (1, 8, 32)
 PREFILL_TOKENS = 512
@@ -188,7 +188,7 @@ class BareEngine:
         self._engine.start(self._sink)
         self.stop = self._engine.stop
 
-    def _sink(self, events: list[EngineEvent], _load: Load) -> None:
+    def _sink(self, events: list[EngineEvent], _load: Load, _kv: Sequence[KvEvent] = ()) -> None:
         self._events.put((time.perf_counter(), events))
 
     def run(self, prompts: Sequence[list[int]], steps: int) -> float:

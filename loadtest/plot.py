@@ -15,25 +15,11 @@ from kv_bench import KvBenchReport
 from matplotlib.figure import Figure
 from report import ROOT, read_bench
 from stack_bench import StackBenchReport
+from style import BLUE, GREY, ORANGE, RED, STYLE
 
-BLUE, ORANGE, GREY, RED = "#2166ac", "#e08214", "#8c8c8c", "#b2182b"
 WIDTH = 0.38
 """Of a bar; two stand side by side."""
 DECODE = "decode, "
-
-STYLE = {
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "svg.hashsalt": "tandem",  # the same figures give the same file
-}
 
 
 def draw_engine(axes: Any, report: EngineBenchReport) -> None:

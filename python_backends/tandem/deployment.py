@@ -57,6 +57,8 @@ class Limits(Section, frozen=True, kw_only=True):
     request_timeout_s: PositiveFloat = 300.0
     """Deadline of a request that names none."""
     retry_after_s: PositiveFloat = 1.0
+    max_inter_token_ms: PositiveFloat = 200.0
+    """Most time between two tokens of an answer that may be due to other prompts: they are read in chunks."""
 
 
 class Kv(Section, frozen=True, kw_only=True):
@@ -64,6 +66,8 @@ class Kv(Section, frozen=True, kw_only=True):
 
     block_size: Annotated[int, Meta(ge=1, le=256)] = 16
     """Tokens per block."""
+    prefix_cache: bool = True
+    """Whether finished blocks are kept for requests that begin with the same tokens."""
     lease_s: PositiveFloat = 30.0
     transfer_timeout_s: PositiveFloat = 10.0
 
@@ -101,7 +105,7 @@ class Worker(Section, frozen=True, kw_only=True):
     max_batch_size: PositiveInt = 32
     """Sequences in one decode step."""
     max_batch_tokens: PositiveInt = 2048
-    """Prompt tokens in one prefill step; one longer prompt still goes alone."""
+    """Prompt tokens in one prefill step; a longer prompt takes several."""
     kv_memory: ByteSize = "1GiB"
     """Of each rank."""
     max_queue: PositiveInt = 256

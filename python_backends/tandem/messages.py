@@ -114,6 +114,7 @@ class Prefilled(Message, tag="prefilled", frozen=True, kw_only=True):
     handle: bytes | None
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    """Tokens that did not have to be read: their KV was in the prefix cache."""
     queue_s: float = 0.0
     compute_s: float = 0.0
 
@@ -129,6 +130,8 @@ class Pulled(Message, tag="pulled", frozen=True, kw_only=True):
 class Finished(Message, tag="finished", frozen=True, kw_only=True):
     request_id: str
     reason: FinishReason
+    cached_tokens: int = 0
+    """Of a ``Generate``: tokens that did not have to be read."""
 
 
 class Failed(Message, tag="failed", frozen=True, kw_only=True):
@@ -166,7 +169,7 @@ class KvReport(Message, frozen=True, kw_only=True):
     events: list[KvEvent]
     is_snapshot: bool = False
     """The log does not reach back so far: forget all, ``events`` say everything there is, as if they had the number
-    ``first`` together."""
+    ``first`` together. It is 0 where nothing has happened in this epoch."""
 
 
 class Load(Message, frozen=True, kw_only=True):
@@ -176,6 +179,9 @@ class Load(Message, frozen=True, kw_only=True):
     running: int = 0
     blocks_total: int = 0
     blocks_used: int = 0
+    """Held for requests and handles."""
+    blocks_cached: int = 0
+    """Held by nobody, and kept for reuse until there is need of room."""
     handles_held: int = 0
     handles_granted: int = 0
     handles_expired: int = 0

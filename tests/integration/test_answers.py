@@ -121,6 +121,7 @@ def test_streamed_pieces_join_to_the_text_decoded_whole(server: TritonServer, co
 def test_metrics_show_up_on_tritons_own_page(server: TritonServer) -> None:
     ask_now(server.grpc_url, "llm", {"text_input": "Hello", "max_tokens": 4})
     wanted = {
+        "tandem_kv_blocks_cached",
         "tandem_kv_blocks_free",
         "tandem_kv_blocks_used",
         "tandem_queue_length",

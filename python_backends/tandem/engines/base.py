@@ -6,17 +6,23 @@ blocks the caller: work goes in, events come out through one callback, from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from tandem.deployment import Deployment, Worker
-from tandem.messages import AnyWork, EngineEvent, Load, WorkerInfo
+from tandem.messages import AnyWork, EngineEvent, KvEvent, Load, WorkerInfo
 
 if TYPE_CHECKING:
     from tandem.parallel.group import RankGroup
 
-EventSink = Callable[[list[EngineEvent], Load], None]
-"""Takes all events of one step, from any thread, without blocking."""
+
+class EventSink(Protocol):
+    """Takes all that happened in one step, from any thread, without blocking."""
+
+    def __call__(self, events: list[EngineEvent], load: Load, kv: Sequence[KvEvent] = (), /) -> None:
+        """``kv``: what the prefix cache took in and gave up, in its order."""
+        ...
+
 
 LoadingSink = Callable[[str, float], None]
 """Takes what is being loaded and the fraction done, 0 to 1."""

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ from tandem.messages import (
     EngineEvent,
     EngineReport,
     Events,
+    KvEvent,
     Load,
     Loading,
     Pair,
@@ -75,10 +76,10 @@ class Reporter:
         self._idle_report = Loading(what=what, fraction=fraction)
         self.send(self._idle_report)
 
-    def events(self, events: list[EngineEvent], load: Load) -> None:
+    def events(self, events: list[EngineEvent], load: Load, kv: Sequence[KvEvent] = ()) -> None:
         """An ``EventSink``."""
         self._idle_report = Events(events=[], load=load)
-        self.send(Events(events=events, load=load))
+        self.send(Events(events=events, load=load, kv=list(kv)))
 
     def send(self, report: EngineReport) -> None:
         """Send one report; order is kept."""

@@ -18,11 +18,30 @@ def hash_blocks(token_ids: Sequence[int], block_size: int, salt: str = "") -> li
 
     The first block's name before is a hash of ``salt``. Token ids must fit 32 bits.
     """
-    name = blake2b(salt.encode(), digest_size=HASH_BYTES, person=b"tandem-salt").digest()
+    name = _hash_salt(salt)
     whole = len(token_ids) - len(token_ids) % block_size
-    packed = struct.pack(f"<{whole}I", *token_ids[:whole])
+    packed = pack_tokens(token_ids[:whole])
     names = []
     for start in range(0, len(packed), 4 * block_size):
-        name = blake2b(name + packed[start : start + 4 * block_size], digest_size=HASH_BYTES).digest()
+        name = _hash(name, packed[start : start + 4 * block_size])
         names.append(int.from_bytes(name, "little"))
     return names
+
+
+def hash_block(before: int | None, tokens: bytes, salt: str = "") -> int:
+    """The name of one block of packed ``tokens``; ``before`` is that of the block before it, None for the first."""
+    name = _hash_salt(salt) if before is None else before.to_bytes(HASH_BYTES, "little")
+    return int.from_bytes(_hash(name, tokens), "little")
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as 32-bit little-endian numbers."""
+    return struct.pack(f"<{len(token_ids)}I", *token_ids)
+
+
+def _hash_salt(salt: str) -> bytes:
+    return blake2b(salt.encode(), digest_size=HASH_BYTES, person=b"tandem-salt").digest()
+
+
+def _hash(before: bytes, tokens: bytes) -> bytes:
+    return blake2b(before + tokens, digest_size=HASH_BYTES).digest()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +49,8 @@ class LeaseTable:
         self._held: OrderedDict[int, _Lease] = OrderedDict()
         """In the order of their deadlines, since all leases last equally long."""
         self._leases_of: dict[str, set[int]] = {}
-        self._leased_blocks: set[int] = set()
+        self._leases_on: Counter[int] = Counter()
+        """By block: leases that hold it. A prefix that requests share may be under several."""
         self._ended: OrderedDict[int, ErrorCode] = OrderedDict()
         """Lease id to the code that refuses it from now on."""
         self._granted = 0
@@ -73,21 +74,21 @@ class LeaseTable:
         return self._expired
 
     def grant(self, request_id: str, block_ids: Sequence[int]) -> int:
-        """Take over blocks that the caller allocated, until the lease ends. Returns the lease id, from 1 up.
+        """Take over the caller's hold of blocks, until the lease ends. Returns the lease id, from 1 up.
 
         Raises:
-            ValueError: a block is under lease already, or named twice.
+            ValueError: a block has no holder beside the leases that it is under already, or is named twice.
         """
-        blocks = set(block_ids)
         with self._lock:
-            if len(blocks) < len(block_ids) or not self._leased_blocks.isdisjoint(blocks):
-                twice = sorted(b for b in block_ids if b in self._leased_blocks or list(block_ids).count(b) > 1)
-                raise ValueError(f"blocks {twice[:8]} of request {request_id!r} are under lease already")
+            counts = Counter(block_ids)
+            twice = [b for b, n in counts.items() if n > 1 or self.pool.holders(b) <= self._leases_on[b]]
+            if twice:
+                raise ValueError(f"blocks {sorted(twice)[:8]} of request {request_id!r} are under lease already")
             self._granted += 1
             lease_id = self._granted
             self._held[lease_id] = _Lease(request_id, tuple(block_ids), self._clock() + self._lease_s)
             self._leases_of.setdefault(request_id, set()).add(lease_id)
-            self._leased_blocks |= blocks
+            self._leases_on.update(block_ids)
         self.on_grant()
         return lease_id
 
@@ -134,7 +135,10 @@ class LeaseTable:
         siblings.remove(lease_id)
         if not siblings:
             del self._leases_of[lease.request_id]
-        self._leased_blocks.difference_update(lease.block_ids)
+        for block in lease.block_ids:
+            self._leases_on[block] -= 1
+            if not self._leases_on[block]:
+                del self._leases_on[block]
         self.pool.free(lease.block_ids)
         self._ended[lease_id] = refusal
         if len(self._ended) > REMEMBERED:

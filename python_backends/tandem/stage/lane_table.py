@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tandem.messages import EngineEvent, Failed, Finished, Load, Poll, PollReply, Prefilled
+from tandem.stage.kv_log import KvLog
 
 Reply = Callable[[PollReply], None]
 
@@ -15,6 +16,7 @@ Reply = Callable[[PollReply], None]
 class _WaitingPoll:
     reply: Reply
     due: float
+    kv_from: int | None
 
 
 @dataclass
@@ -30,13 +32,15 @@ class LaneTable:
     A request belongs to a lane from ``claim`` until its last event. Times are those of one monotonic clock, in seconds.
     """
 
-    def __init__(self, silence_s: float, epoch: Callable[[], int]) -> None:
-        """``epoch`` tells the running engine's, 0 while there is none: lanes learn of a loss by it."""
+    def __init__(self, silence_s: float, epoch: Callable[[], int], kv: KvLog) -> None:
+        """``epoch`` tells the running engine's, 0 while there is none: lanes learn of a loss by it. ``kv`` is the log
+        of the same engine's prefix cache."""
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._lane_of: dict[str, str] = {}
         self._silence_s = silence_s
         self._epoch = epoch
+        self._kv = kv
 
     def claim(self, lane: str, request_ids: list[str], now: float) -> None:
         """From now on events of these requests go to ``lane``."""
@@ -50,7 +54,7 @@ class LaneTable:
         with self._lock:
             lane = self._lane(poll.lane, now)
             lane.last_seen = now
-            replaced, lane.waiting = lane.waiting, _WaitingPoll(reply, now + poll.wait_s)
+            replaced, lane.waiting = lane.waiting, _WaitingPoll(reply, now + poll.wait_s, poll.kv_from)
             answers = self._take_due(lane, load, now)
         if replaced is not None:
             replaced.reply(PollReply(epoch=self._epoch(), events=[], load=load))
@@ -106,7 +110,8 @@ class LaneTable:
         if waiting is None or not (lane.events or now >= waiting.due):
             return []
         events, lane.events, lane.waiting, lane.last_seen = lane.events, [], None, now
-        return [(waiting.reply, PollReply(epoch=self._epoch(), events=events, load=load))]
+        kv = self._kv.report(waiting.kv_from)  # before the epoch: a report of an older one is not taken for this one's
+        return [(waiting.reply, PollReply(epoch=self._epoch(), events=events, load=load, kv=kv))]
 
 
 def is_last(event: EngineEvent) -> bool:

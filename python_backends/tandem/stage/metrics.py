@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tandem.errors import ErrorCode
-from tandem.messages import Events, Failed, Load, Prefilled, Pulled, StageName
+from tandem.messages import Events, Failed, Finished, Load, Prefilled, Pulled, StageName
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -18,8 +18,9 @@ class StageMetrics:
         self._labels = {"stage": stage, "worker": worker}
         self._queued = self._gauge("tandem_queue_length", "Requests that wait in the worker")
         self._running = self._gauge("tandem_running_requests", "Requests in the engine's batch")
-        self._used = self._gauge("tandem_kv_blocks_used", "KV blocks in use")
-        self._free = self._gauge("tandem_kv_blocks_free", "KV blocks free")
+        self._used = self._gauge("tandem_kv_blocks_used", "KV blocks held for requests and handles")
+        self._cached = self._gauge("tandem_kv_blocks_cached", "KV blocks that nobody holds, kept for reuse")
+        self._free = self._gauge("tandem_kv_blocks_free", "KV blocks with nothing in them")
         self._held = self._gauge("tandem_kv_handles_held", "KV handles under a lease")
         self._granted = self._counter("tandem_kv_handles_granted", "KV handles given out")
         self._expired = self._counter("tandem_kv_handles_expired", "KV handles whose lease ran out")
@@ -27,6 +28,7 @@ class StageMetrics:
         self._transfer = self._histogram("tandem_kv_transfer_seconds", "KV pull, lease confirmation included")
         self._queue_time = self._histogram("tandem_queue_seconds", "Wait before prefill")
         self._compute = self._histogram("tandem_prefill_seconds", "Prefill computation")
+        self._reused = self._counter("tandem_prefix_cache_tokens", "Tokens that were in the prefix cache")
         self._restarts = self._counter("tandem_engine_restarts", "Engine processes that ended unasked")
         self._steps = self._counter("tandem_engine_steps", "Engine steps that made progress")
         self._refusals = Counter(
@@ -40,7 +42,8 @@ class StageMetrics:
         self._queued.set(load.queued)
         self._running.set(load.running)
         self._used.set(load.blocks_used)
-        self._free.set(load.blocks_total - load.blocks_used)
+        self._cached.set(load.blocks_cached)
+        self._free.set(load.blocks_total - load.blocks_used - load.blocks_cached)
         self._held.set(load.handles_held)
         self._granted.inc(max(0, load.handles_granted - self._last.handles_granted))
         self._expired.inc(max(0, load.handles_expired - self._last.handles_expired))
@@ -54,6 +57,9 @@ class StageMetrics:
                 case Prefilled():
                     self._queue_time.observe(event.queue_s)
                     self._compute.observe(event.compute_s)
+                    self._reused.inc(event.cached_tokens)
+                case Finished():
+                    self._reused.inc(event.cached_tokens)
                 case Failed():
                     self.refused(event.code)
 

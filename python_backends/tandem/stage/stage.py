@@ -34,6 +34,7 @@ from tandem.messages import (
     WorkerInfo,
 )
 from tandem.stage.keeper import EngineKeeper
+from tandem.stage.kv_log import KvLog
 from tandem.stage.lane_table import LaneTable, is_last
 from tandem.stage.metrics import StageMetrics
 
@@ -52,7 +53,8 @@ class Stage:
     def __init__(self, deployment: Deployment, deployment_file: Path, worker: Worker, metrics: StageMetrics) -> None:
         self.worker = worker
         self._metrics = metrics
-        self._lanes = LaneTable(LANE_SILENCE_S, self._epoch)
+        self._kv = KvLog()
+        self._lanes = LaneTable(LANE_SILENCE_S, self._epoch, self._kv)
         self._direct: dict[str, EventSink] = {}
         self._direct_ids = (f"{worker.name}/direct/{n}" for n in itertools.count())
         self._lock = threading.Lock()
@@ -174,6 +176,7 @@ class Stage:
     def _on_events(self, report: Events) -> None:
         self._load = report.load
         self._metrics.record(report)
+        self._kv.add(report.kv)
         if report.events:
             self._deliver(report.events)
 
@@ -195,6 +198,7 @@ class Stage:
 
     def _on_lost(self, reason: str) -> None:
         self._load = Load()
+        self._kv.clear()
         self._metrics.engine_lost()
         self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended: {reason}")
         self._lanes.answer_overdue(self._load, float("inf"))  # idle lanes hear of it too

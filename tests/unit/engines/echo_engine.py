@@ -11,11 +11,12 @@ import time
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import EventSink, LoadingSink
 from tandem.errors import TandemError
-from tandem.messages import AnyWork, Finished, KvFormat, Load, Tokens, WorkerInfo
+from tandem.messages import AnyWork, BlocksStored, Finished, KvFormat, Load, Tokens, WorkerInfo
 
 
 class EchoEngine:
-    """Answers each request with its own prompt, at once. Some request ids have it misbehave."""
+    """Answers each request with its own prompt, at once, and stores a block for each token of it. Some request ids have
+    it misbehave."""
 
     def __init__(self, worker: Worker, epoch: int) -> None:
         self._info = WorkerInfo(
@@ -48,7 +49,8 @@ class EchoEngine:
                 continue
             self._steps += 1
             tokens = Tokens(request_id=one.request_id, index=len(one.output_ids), token_ids=one.token_ids)
-            self._sink([tokens, Finished(request_id=one.request_id, reason="stop")], Load(steps=self._steps))
+            finished = Finished(request_id=one.request_id, reason="stop")
+            self._sink([tokens, finished], Load(steps=self._steps), [BlocksStored(hashes=one.token_ids)])
 
     def cancel(self, request_ids: list[str]) -> None:
         load = Load(steps=self._steps, handles_expired=len(request_ids))

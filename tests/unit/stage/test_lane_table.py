@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.messages import EngineEvent, Finished, Load, Poll, PollReply, Tokens
+from tandem.stage.kv_log import KvLog
 from tandem.stage.lane_table import LaneTable
 
 LOAD = Load()
@@ -16,7 +17,7 @@ def tokens(request_id: str, index: int) -> Tokens:
 
 
 def test_a_poll_waits_for_events_and_gets_them_all_at_once() -> None:
-    table, replies = LaneTable(10.0, lambda: 1), list[PollReply]()
+    table, replies = LaneTable(10.0, lambda: 1, KvLog()), list[PollReply]()
     table.claim("a", ["r1", "r2"], now=0.0)
     table.poll(Poll(lane="a", wait_s=1.0), replies.append, LOAD, now=0.0)
     assert replies == []
@@ -26,7 +27,7 @@ def test_a_poll_waits_for_events_and_gets_them_all_at_once() -> None:
 
 
 def test_events_before_the_poll_are_kept_for_it() -> None:
-    table, replies = LaneTable(10.0, lambda: 1), list[PollReply]()
+    table, replies = LaneTable(10.0, lambda: 1, KvLog()), list[PollReply]()
     table.claim("a", ["r1"], now=0.0)
     table.deliver([tokens("r1", 0)], LOAD, now=0.1)
     table.deliver([tokens("r1", 1)], LOAD, now=0.2)
@@ -35,7 +36,7 @@ def test_events_before_the_poll_are_kept_for_it() -> None:
 
 
 def test_a_poll_whose_time_is_over_is_answered_with_nothing() -> None:
-    table, replies = LaneTable(10.0, lambda: 1), list[PollReply]()
+    table, replies = LaneTable(10.0, lambda: 1, KvLog()), list[PollReply]()
     table.poll(Poll(lane="a", wait_s=1.0), replies.append, LOAD, now=0.0)
     table.answer_overdue(LOAD, now=0.9)
     assert replies == []
@@ -44,7 +45,7 @@ def test_a_poll_whose_time_is_over_is_answered_with_nothing() -> None:
 
 
 def test_a_second_poll_takes_the_place_of_the_first() -> None:
-    table = LaneTable(10.0, lambda: 1)
+    table = LaneTable(10.0, lambda: 1, KvLog())
     first, second = list[PollReply](), list[PollReply]()
     table.claim("a", ["r1"], now=0.0)
     table.poll(Poll(lane="a", wait_s=1.0), first.append, LOAD, now=0.0)
@@ -55,7 +56,7 @@ def test_a_second_poll_takes_the_place_of_the_first() -> None:
 
 
 def test_lanes_do_not_see_each_others_events() -> None:
-    table, replies = LaneTable(10.0, lambda: 1), list[PollReply]()
+    table, replies = LaneTable(10.0, lambda: 1, KvLog()), list[PollReply]()
     table.claim("a", ["r1"], now=0.0)
     table.claim("b", ["r2"], now=0.0)
     table.poll(Poll(lane="a", wait_s=1.0), replies.append, LOAD, now=0.0)
@@ -64,7 +65,7 @@ def test_lanes_do_not_see_each_others_events() -> None:
 
 
 def test_a_silent_lane_gives_up_its_requests() -> None:
-    table = LaneTable(10.0, lambda: 1)
+    table = LaneTable(10.0, lambda: 1, KvLog())
     table.claim("a", ["r1", "r2"], now=0.0)
     table.claim("b", ["r3"], now=5.0)
     table.deliver([Finished(request_id="r2", reason="stop")], LOAD, now=1.0)
@@ -74,7 +75,7 @@ def test_a_silent_lane_gives_up_its_requests() -> None:
 
 
 def test_a_lane_with_a_poll_outstanding_is_not_silent() -> None:
-    table = LaneTable(10.0, lambda: 1)
+    table = LaneTable(10.0, lambda: 1, KvLog())
     table.claim("a", ["r1"], now=0.0)
     table.poll(Poll(lane="a", wait_s=60.0), lambda _: None, LOAD, now=0.0)
     assert table.drop_silent(now=30.0) == []
@@ -86,7 +87,7 @@ STEPS = st.lists(st.one_of(st.just("poll"), st.just("overdue"), st.integers(0, 3
 @given(STEPS)
 def test_every_event_arrives_once_and_in_order(steps: list[str | int]) -> None:
     """Whatever the order of polls and engine steps: nothing lost, nothing doubled, nothing out of turn."""
-    table, got = LaneTable(1e9, lambda: 1), list[tuple[str, int]]()
+    table, got = LaneTable(1e9, lambda: 1, KvLog()), list[tuple[str, int]]()
     names = [f"r{n}" for n in range(4)]
     table.claim("a", names, now=0.0)
     sent, made = list[tuple[str, int]](), [0] * 4

@@ -10,6 +10,7 @@ import pytest
 
 from tandem.errors import TandemError
 from tandem.messages import (
+    BlocksStored,
     Cancel,
     Done,
     EngineEvent,
@@ -17,6 +18,8 @@ from tandem.messages import (
     Finished,
     Hello,
     HelloReply,
+    KvEvent,
+    KvReport,
     LaneReply,
     LaneRequest,
     Pair,
@@ -53,8 +56,8 @@ class Worker:
         assert isinstance(reply, SubmitReply)
         return reply.refused
 
-    def poll(self, wait_s: float = DEADLINE_S) -> PollReply:
-        reply = self.call(Poll(lane="l", wait_s=wait_s))
+    def poll(self, wait_s: float = DEADLINE_S, kv_from: int | None = None) -> PollReply:
+        reply = self.call(Poll(lane="l", wait_s=wait_s, kv_from=kv_from))
         assert isinstance(reply, PollReply)
         return reply
 
@@ -80,6 +83,21 @@ def test_work_goes_in_and_its_events_come_by_the_lane(worker: Worker) -> None:
     reply = worker.poll()
     assert reply.events == [Tokens(request_id="a", index=0, token_ids=[7]), FINISHED]
     assert (reply.epoch, reply.load.steps) == (worker.info.epoch, 1)
+
+
+def test_changes_of_the_prefix_cache_come_with_the_polls(worker: Worker) -> None:
+    """From where the caller stands, in its epoch; a new engine begins at 1 with nothing."""
+    worker.submit("a", "b")
+    wait_until(lambda: worker.poll(wait_s=0.0).load.steps == 2)
+    stored: list[KvEvent] = [BlocksStored(hashes=[7])] * 2
+    assert worker.poll(wait_s=0.0, kv_from=1).kv == KvReport(first=1, events=stored)
+    assert worker.poll(wait_s=0.0, kv_from=2).kv == KvReport(first=2, events=stored[1:])
+    assert worker.poll(wait_s=0.0, kv_from=3).kv is None
+    assert worker.poll(wait_s=0.0).kv is None
+    worker.submit("raise")
+    wait_until(lambda: worker.poll(wait_s=0.0, kv_from=3).epoch not in (0, worker.info.epoch))
+    assert worker.poll(wait_s=0.0, kv_from=1).kv is None
+    assert worker.poll(wait_s=0.0, kv_from=3).kv == KvReport(first=0, events=[], is_snapshot=True)
 
 
 def test_a_poll_is_answered_when_its_time_is_over(worker: Worker) -> None:

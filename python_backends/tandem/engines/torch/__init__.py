@@ -4,6 +4,7 @@ In reading order:
 
     sequence.py       one request inside the engine
     scheduler.py      what runs next
+    pace.py           how much of a prompt, while others write
     engine.py         the loop: commands in, steps, events out; ``create`` builds it all
     rank.py           what a rank is made of, leader or follower
     leader.py, follower.py    the two ends of an engine group

@@ -27,7 +27,7 @@ def check_room(sequence: Sequence, info: WorkerInfo, num_blocks: int) -> None:
         TandemError: ``prompt_too_long``, naming both numbers.
     """
     size = info.kv.block_size
-    needed = sequence.blocks_needed(size)
+    needed = sequence.blocks_needed
     if needed > num_blocks:
         raise TandemError(
             "prompt_too_long",

@@ -19,6 +19,7 @@ from tandem.engines.base import Engine, EventSink, LoadingSink
 from tandem.engines.torch.checks import check_room, check_work
 from tandem.engines.torch.handover import HandOver
 from tandem.engines.torch.leader import Leader
+from tandem.engines.torch.pace import Pace
 from tandem.engines.torch.plan import make_plan
 from tandem.engines.torch.rank import load_leader
 from tandem.engines.torch.runner import ModelRunner
@@ -37,6 +38,7 @@ from tandem.messages import (
     Failed,
     Finished,
     FinishReason,
+    Generate,
     KvHandle,
     Load,
     Prefill,
@@ -65,8 +67,9 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     """
     key = handle_key()
     group = RankGroup.current()
-    info, runner, leases, transfer = load_leader(deployment, worker, epoch, group, loading)
-    scheduler = Scheduler(leases.pool, info.kv.block_size, worker.max_batch_size, worker.max_batch_tokens)
+    info, runner, pool, leases, transfer = load_leader(deployment, worker, epoch, group, loading)
+    pace = Pace(1e-3 * deployment.limits.max_inter_token_ms)
+    scheduler = Scheduler(pool, worker.max_batch_size, worker.max_batch_tokens, pace)
     return TorchEngine(info, runner, scheduler, leases, transfer, Leader(group), key)
 
 
@@ -87,9 +90,10 @@ class TorchEngine:
         leader: Leader,
         key: bytes,
     ) -> None:
-        """``transfer`` has been started, and moves the blocks of the leases' pool in ``runner.cache``."""
+        """``transfer`` has been started, and moves the blocks of the scheduler's pool, which is the leases' too, in
+        ``runner.cache``."""
         self._info, self._runner, self._scheduler = info, runner, scheduler
-        self._pool, self._leases, self._transfer, self._leader = leases.pool, leases, transfer, leader
+        self._pool, self._leases, self._transfer, self._leader = scheduler.pool, leases, transfer, leader
         self._handover = HandOver(info, leases, transfer, leader, key)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
@@ -190,10 +194,10 @@ class TorchEngine:
 
     def _report(self) -> None:
         """Hand over the events of this turn, and the load wherever it changed."""
-        load = self._load()
-        if self._events or load != self._last_load:
+        load, kv = self._load(), self._pool.take_changes()
+        if self._events or kv or load != self._last_load:
             events, self._events, self._last_load = self._events, [], load
-            self._sink(events, load)
+            self._sink(events, load, kv)
 
     def _load(self) -> Load:
         return Load(
@@ -201,6 +205,7 @@ class TorchEngine:
             running=self._scheduler.running,
             blocks_total=self._pool.num_blocks,
             blocks_used=self._pool.used,
+            blocks_cached=self._pool.cached,
             handles_held=self._leases.held,
             handles_granted=self._leases.granted,
             handles_expired=self._leases.expired,
@@ -225,7 +230,7 @@ class TorchEngine:
         if work.request_id in self._in_hand:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
         check_work(work, self._info)
-        sequence = Sequence.of(work, time.monotonic())
+        sequence = Sequence.of(work, time.monotonic(), self._info.kv.block_size)
         check_room(sequence, self._info, self._pool.num_blocks)
         if isinstance(work, Decode):
             handle = self._handover.accept(work)
@@ -273,21 +278,22 @@ class TorchEngine:
             assert logits is not None  # this is the leader
             chosen = choose(logits, sequences)
         except ArithmeticError as error:
-            self._fail_all(sequences, error)
+            self._fail_all(step.sequences, error)
             return
         except Exception as error:
             if not self._leader.is_alone:
-                raise GroupBroken(f"a step of {len(sequences)} sequences failed on rank 0") from error
-            log.exception("a step of %d sequences failed", len(sequences))
-            self._fail_all(sequences, error)
+                raise GroupBroken(f"a step of {len(step.sequences)} sequences failed on rank 0") from error
+            log.exception("a step of %d sequences failed", len(step.sequences))
+            self._fail_all(step.sequences, error)
             return
-        self._steps += 1
         seconds = time.monotonic() - began
+        self._steps += 1
         self._step_seconds += seconds
+        self._scheduler.stepped(step, began, seconds)
         for sequence, choice in zip(sequences, chosen, strict=True):
-            self._take(sequence, choice, step, began, seconds)
+            self._take(sequence, choice, step)
 
-    def _take(self, sequence: Sequence, choice: Choice, step: Step, began: float, seconds: float) -> None:
+    def _take(self, sequence: Sequence, choice: Choice, step: Step) -> None:
         """One sequence's new token: report it, and go on, hand over or end."""
         index = sequence.num_output
         sequence.append(choice.token_id)
@@ -304,8 +310,9 @@ class TorchEngine:
                     request_id=sequence.request_id,
                     handle=handle,
                     finish_reason=reason,
-                    queue_s=began - sequence.arrived,
-                    compute_s=seconds,
+                    cached_tokens=sequence.cached_tokens,
+                    queue_s=sequence.queue_s,
+                    compute_s=sequence.compute_s,
                 )
             )
         elif reason:
@@ -331,7 +338,8 @@ class TorchEngine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._drop(sequence)
-        self._events.append(Finished(request_id=sequence.request_id, reason=reason))
+        cached = sequence.cached_tokens if isinstance(sequence.work, Generate) else 0
+        self._events.append(Finished(request_id=sequence.request_id, reason=reason, cached_tokens=cached))
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._drop(sequence)

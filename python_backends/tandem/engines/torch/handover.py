@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import TandemError
@@ -62,11 +64,13 @@ class HandOver:
         return handle
 
     def pull(self, sequence: Sequence, handle: KvHandle, on_done: Callable[[PullResult], None]) -> None:
-        """Start to pull into the sequence's first blocks; ``on_done`` is called from the transfer's thread.
+        """Start to pull into the sequence's first blocks, those left out that are shared with others and hold the same
+        already; ``on_done`` is called from the transfer's thread.
 
         Raises:
             TandemError: ``transfer_failed``: the transfer has ended.
         """
-        local = sequence.block_ids[: len(handle.block_ids)]
+        local = sequence.block_ids[sequence.num_shared : len(handle.block_ids)]
+        handle = msgspec.structs.replace(handle, block_ids=handle.block_ids[sequence.num_shared :])
         self._transfer.pull(sequence.request_id, handle, local, on_done)
         self._leader.pull(sequence.request_id, handle, local)

@@ -9,15 +9,19 @@ from tandem.messages import Row, StepPlan
 
 
 def make_plan(step: Step, block_size: int) -> tuple[list[Sequence], StepPlan]:
-    """The step's sequences in the order of the plan's rows, and the plan. Decode takes longer sequences first."""
+    """The sequences that get a token, in the order of the plan's first rows, and the plan. Decode takes longer
+    sequences first; in prefill a prompt that is read in part has the last row, and gets no token."""
     sequences = step.sequences if step.is_prefill else sorted(step.sequences, key=lambda s: -len(s.token_ids))
+    ends = [len(s.token_ids) for s in sequences]
+    ends[-1] -= step.left
     rows = [
         Row(
             num_cached=s.num_cached,
-            token_ids=s.token_ids[s.num_cached :],
-            block_ids=s.block_ids[: -(-len(s.token_ids) // block_size)],
+            token_ids=s.token_ids[s.num_cached : end],
+            block_ids=s.block_ids[: -(-end // block_size)],
         )
-        for s in sequences
+        for s, end in zip(sequences, ends, strict=True)
     ]
-    whole = [i for i, s in enumerate(sequences) if wants_whole_logits(s)]
-    return sequences, StepPlan(is_prefill=step.is_prefill, rows=rows, whole_logits=whole)
+    ready = sequences[:-1] if step.left else sequences
+    whole = [i for i, s in enumerate(ready) if wants_whole_logits(s)]
+    return ready, StepPlan(is_prefill=step.is_prefill, rows=rows, whole_logits=whole)

@@ -11,8 +11,8 @@ from tandem.engines.torch.checkpoint import read_fingerprint
 from tandem.engines.torch.kv_cache import LAYOUT, KvCache
 from tandem.engines.torch.runner import ModelRunner, load_runner, max_model_len
 from tandem.errors import TandemError
-from tandem.kv.blocks import BlockPool
 from tandem.kv.leases import LeaseTable
+from tandem.kv.prefix_cache import PrefixCache
 from tandem.kv.reader import KvReader
 from tandem.kv.thread import Place
 from tandem.kv.transfer import KvTransfer
@@ -22,8 +22,8 @@ from tandem.parallel.group import RankGroup
 
 def load_leader(
     deployment: Deployment, worker: Worker, epoch: int, group: RankGroup, loading: LoadingSink
-) -> tuple[WorkerInfo, ModelRunner, LeaseTable, KvTransfer]:
-    """Rank 0: who the worker is, the model, its blocks (in the pool of the leases), its transfer, started.
+) -> tuple[WorkerInfo, ModelRunner, PrefixCache, LeaseTable, KvTransfer]:
+    """Rank 0: who the worker is, the model, its blocks, their leases, its transfer, started.
 
     Raises:
         TandemError: what in deployment, environment or checkpoint is wrong.
@@ -36,7 +36,8 @@ def load_leader(
     group.share(epoch)
     runner = load_runner(deployment, worker, group, loading)
     kv = _kv_format(deployment, runner)
-    leases = LeaseTable(BlockPool(runner.cache.num_blocks), deployment.kv.lease_s)
+    pool = PrefixCache(runner.cache.num_blocks, enabled=deployment.kv.prefix_cache)
+    leases = LeaseTable(pool, deployment.kv.lease_s)
     loading("transfer", 0.0)
     transfer = KvTransfer(leases=leases, **_registration(deployment, worker, epoch, group, runner.cache, kv))
     transfer.start()
@@ -52,7 +53,7 @@ def load_leader(
         max_batch_size=worker.max_batch_size,
         transfers=group.gather(transfer.info),
     )
-    return info, runner, leases, transfer
+    return info, runner, pool, leases, transfer
 
 
 def load_follower(deployment: Deployment, worker: Worker, group: RankGroup) -> tuple[ModelRunner, KvReader]:

@@ -34,7 +34,8 @@ def choose(logits: StepLogits, sequences: list[Sequence]) -> list[Choice]:
     """One token for each of ``sequences``.
 
     Args:
-        logits: of a row for each, and whole those of the rows that ``wants_whole_logits``, in this order.
+        logits: of a row for each, and whole those of the rows that ``wants_whole_logits``, in this order. Rows after
+            these are only checked.
 
     Raises:
         ArithmeticError: logits hold NaN or only -inf: the model's output is unusable.
@@ -44,7 +45,7 @@ def choose(logits: StepLogits, sequences: list[Sequence]) -> list[Choice]:
     whole = iter(torch.from_numpy(logits.whole))
     return [
         _choose_one(next(whole), sequence) if wants_whole_logits(sequence) else Choice(token_id, None)
-        for token_id, sequence in zip(logits.ids.tolist(), sequences, strict=True)
+        for token_id, sequence in zip(logits.ids[: len(sequences)].tolist(), sequences, strict=True)
     ]
 
 

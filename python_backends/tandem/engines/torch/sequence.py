@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tandem.kv.prefix_cache import Chain
 from tandem.messages import AnyWork, FinishReason, Prefill
 
 
@@ -14,16 +15,28 @@ class Sequence:
     work: AnyWork
     arrived: float
     """When it was submitted (monotonic clock)."""
-    token_ids: list[int] = field(default_factory=list)
+    block_size: int
+    token_ids: list[int]
     """Prompt and answer so far."""
+    chain: Chain
+    """The names of its whole blocks."""
     num_cached: int = 0
     """How many of ``token_ids`` have their KV in the blocks; at least the last one never has."""
     block_ids: list[int] = field(default_factory=list)
+    num_shared: int = 0
+    """Blocks at its start that were in the prefix cache when it started."""
+    num_stored: int = 0
+    """Blocks at its start that the prefix cache knows."""
+    queue_s: float = 0.0
+    """How long it waited for its first prefill step."""
+    compute_s: float = 0.0
+    """What its prefill steps took."""
 
     @classmethod
-    def of(cls, work: AnyWork, now: float) -> Sequence:
+    def of(cls, work: AnyWork, now: float, block_size: int) -> Sequence:
         """A new sequence for ``work``, at ``now`` of the monotonic clock."""
-        return cls(work, now, [*work.token_ids, *work.output_ids])
+        token_ids = [*work.token_ids, *work.output_ids]
+        return cls(work, now, block_size, token_ids, Chain(token_ids, block_size, work.salt))
 
     @property
     def request_id(self) -> str:
@@ -42,8 +55,13 @@ class Sequence:
 
     @property
     def num_uncached(self) -> int:
-        """Tokens that the next step has to read."""
+        """Tokens that have to be read before the next one is made."""
         return len(self.token_ids) - self.num_cached
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of prompt and answer that were in the prefix cache when it started."""
+        return self.num_shared * self.block_size
 
     @property
     def max_cached(self) -> int:
@@ -52,12 +70,13 @@ class Sequence:
             return len(self.work.token_ids) + len(self.work.output_ids)
         return len(self.work.token_ids) + self.work.stopping.max_tokens - 1
 
-    def blocks_needed(self, block_size: int) -> int:
+    @property
+    def blocks_needed(self) -> int:
         """Blocks to reserve so that it can run to its end."""
-        return -(-self.max_cached // block_size)
+        return -(-self.max_cached // self.block_size)
 
     def append(self, token_id: int) -> None:
-        """Take the token that a step made of all tokens so far."""
+        """Take the token that a step made of all tokens so far, whose KV is there now."""
         self.num_cached = len(self.token_ids)
         self.token_ids.append(token_id)
 

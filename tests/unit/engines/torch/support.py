@@ -77,8 +77,8 @@ def make_work(request_id: str, token_ids: list[int], max_tokens: int = 8, **samp
 
 def make_sequence(pool: BlockPool, token_ids: list[int], block_size: int = 4, max_tokens: int = 8) -> Sequence:
     """A sequence with all its blocks, as the scheduler would start it."""
-    sequence = Sequence.of(make_work("r", token_ids, max_tokens), 0.0)
-    sequence.block_ids = pool.allocate(sequence.blocks_needed(block_size))
+    sequence = Sequence.of(make_work("r", token_ids, max_tokens), 0.0, block_size)
+    sequence.block_ids = pool.allocate(sequence.blocks_needed)
     return sequence
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from tandem.messages import (
     EngineEvent,
     Failed,
     Finished,
+    FinishReason,
     Generate,
+    KvEvent,
     Load,
     Prefill,
     Prefilled,
@@ -42,12 +44,14 @@ class Harness:
     def __init__(self, engine: TorchEngine) -> None:
         self.engine = engine
         self.load = Load()
+        self.kv: list[KvEvent] = []
         self._incoming: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._of: dict[str, list[EngineEvent]] = {}
         engine.start(self._sink)
 
-    def _sink(self, events: list[EngineEvent], load: Load) -> None:
+    def _sink(self, events: list[EngineEvent], load: Load, kv: Sequence[KvEvent] = ()) -> None:
         self.load = load
+        self.kv += kv
         for event in events:
             self._incoming.put(event)
 
@@ -112,6 +116,12 @@ def handle_of(events: list[EngineEvent]) -> bytes:
     assert isinstance(end, Prefilled)
     assert end.handle is not None
     return end.handle
+
+
+def end_of(events: list[EngineEvent]) -> FinishReason:
+    end = events[-1]
+    assert isinstance(end, Finished), end
+    return end.reason
 
 
 def as_prefill(work: Generate) -> Prefill:
@@ -195,7 +205,7 @@ def test_stop_tokens_end_an_answer(pair: tuple[Harness, Harness]) -> None:
     )
     events = pair[1].run([work])[0]
     assert tokens_of(events) == whole[: end + 1]
-    assert events[-1] == Finished(request_id="stopped", reason="stop")
+    assert end_of(events) == "stop"
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -206,7 +216,7 @@ def test_cancel_ends_a_request_and_frees_its_blocks(pair: tuple[Harness, Harness
     harness.wait(work[0].request_id, Tokens)
     harness.engine.cancel([w.request_id for w in work] + ["never heard of"])
     for w in work:
-        assert harness.wait(w.request_id)[-1] == Finished(request_id=w.request_id, reason="cancelled")
+        assert end_of(harness.wait(w.request_id)) == "cancelled"
     harness.until_idle()
 
 
@@ -220,7 +230,7 @@ def test_cancel_during_pulls_frees_both_sides(pair: tuple[Harness, Harness]) -> 
     decode.engine.cancel([w.request_id for w in work])
     prefill.engine.cancel([w.request_id for w in work])
     for w in work:
-        assert decode.wait(w.request_id)[-1] == Finished(request_id=w.request_id, reason="cancelled")
+        assert end_of(decode.wait(w.request_id)) == "cancelled"
     for harness in pair:
         assert harness.until_idle().handles_held == 0
 

@@ -33,7 +33,7 @@ def sequence(
         sampling=Sampling(**sampling),
         stopping=Stopping(max_tokens=1000, min_tokens=min_tokens, stop_token_ids=stop),
     )
-    return Sequence.of(work, 0.0)
+    return Sequence.of(work, 0.0, 4)
 
 
 def choose_all(logits: torch.Tensor, sequences: list[Sequence]) -> list[Choice]:

@@ -1,50 +1,69 @@
-"""What runs when: order, limits, room."""
+"""What runs when: order, limits, room, and what is read again."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-from tandem.engines.torch.scheduler import Scheduler
+from tandem.engines.torch.pace import FIRST_CHUNK, LEAST_CHUNK, Pace
+from tandem.engines.torch.scheduler import Scheduler, Step
 from tandem.engines.torch.sequence import Sequence
-from tandem.kv.blocks import BlockPool
+from tandem.kv.prefix_cache import PrefixCache
 from tandem.messages import AnyWork, Decode, Generate, Prefill, Sampling, Stopping
 
 BLOCK = 4
 
 
-def make(kind: type[AnyWork], tokens: int, max_tokens: int = 4, name: str = "r") -> Sequence:
+_texts = itertools.count()
+
+
+def make(
+    kind: type[AnyWork], tokens: int, max_tokens: int = 4, name: str = "r", token_ids: list[int] | None = None
+) -> Sequence:
+    """A sequence of ``tokens`` tokens that no other one begins with, or of ``token_ids``."""
     extra: dict[str, Any] = {"handle": b"", "output_ids": [1]} if kind is Decode else {}
     sequence = Sequence.of(
         kind(
             request_id=name,
-            token_ids=[1] * tokens,
+            token_ids=token_ids or [next(_texts)] * tokens,
             sampling=Sampling(),
             stopping=Stopping(max_tokens=max_tokens),
             **extra,
         ),
         0.0,
+        BLOCK,
     )
     if kind is Decode:
         sequence.num_cached = tokens
     return sequence
 
 
-def make_scheduler(blocks: int = 100, size: int = 4, tokens: int = 32) -> tuple[Scheduler, BlockPool]:
-    pool = BlockPool(blocks)
-    return Scheduler(pool, BLOCK, size, tokens), pool
+def make_scheduler(blocks: int = 100, size: int = 4, tokens: int = 32) -> tuple[Scheduler, PrefixCache]:
+    pool = PrefixCache(blocks)
+    return Scheduler(pool, size, tokens, Pace(60.0)), pool
 
 
-def run(scheduler: Scheduler) -> tuple[bool, list[Sequence]] | None:
-    """One step: every sequence gets a token; those that prefilled go on."""
+def run_step(scheduler: Scheduler, seconds: float = 0.0) -> tuple[Step, int] | None:
+    """One step, and how many tokens it read: every sequence that was read to its end gets a token; those that
+    prefilled go on."""
     assert scheduler.admit() == []
     step = scheduler.next_step()
     if step is None:
         return None
+    tokens = step.num_tokens
+    scheduler.stepped(step, 0.0, seconds)
     for sequence in step.sequences:
-        sequence.append(1)
-        if step.is_prefill:
-            scheduler.prefilled(sequence)
-    return step.is_prefill, step.sequences
+        if sequence.num_uncached == 0:
+            sequence.append(1)
+            if step.is_prefill:
+                scheduler.prefilled(sequence)
+    return step, tokens
+
+
+def run(scheduler: Scheduler) -> tuple[bool, list[Sequence]] | None:
+    """One step: whether it was prefill, and of which sequences."""
+    ran = run_step(scheduler)
+    return ran and (ran[0].is_prefill, ran[0].sequences)
 
 
 def test_a_prefill_step_is_filled_up_to_its_tokens() -> None:
@@ -57,13 +76,111 @@ def test_a_prefill_step_is_filled_up_to_its_tokens() -> None:
     assert run(scheduler) == (True, sequences[3:])
 
 
-def test_a_longer_prompt_goes_alone() -> None:
+def test_a_longer_prompt_takes_several_steps() -> None:
+    """The first one is filled up with it, and what comes after it fills up the last one."""
     scheduler, _ = make_scheduler(tokens=32)
-    sequences = [make(Generate, n) for n in (1, 100, 1)]
-    for s in sequences:
+    first, long, last = (make(Prefill, n) for n in (5, 80, 9))
+    for s in (first, long, last):
         scheduler.add(s)
-    steps = [run(scheduler) for _ in range(5)]
-    assert [s for s in steps if s and s[0]] == [(True, [s]) for s in sequences]
+    got = []
+    while ran := run_step(scheduler):
+        step, _ = ran
+        got.append((step.sequences, step.left))
+        for s in step.sequences:
+            if s.num_output:
+                scheduler.remove(s)
+    assert got == [([first, long], 53), ([long], 21), ([long, last], 0)]
+
+
+def test_chunks_beside_running_answers_take_turns_with_them() -> None:
+    """The first chunk is a guess, and no step reads more than ``max_batch_tokens``."""
+    scheduler, _ = make_scheduler(tokens=64, blocks=1000)
+    running, long = make(Generate, 4, max_tokens=1000), make(Generate, 300)
+    scheduler.add(running)
+    run(scheduler)
+    scheduler.add(long)
+    reads = []
+    while not long.num_output:
+        ran = run_step(scheduler, seconds=0.001)
+        assert ran is not None
+        reads.append(ran[1] if ran[0].is_prefill else 0)
+    chunks = reads[1::2]
+    assert reads[::2] == [0] * len(reads[::2])
+    assert sum(chunks) == 300
+    assert FIRST_CHUNK <= chunks[0] <= max(chunks) == 64
+
+
+def test_a_slow_machine_reads_small_chunks() -> None:
+    """A bound that cannot be kept: prompts get on all the same."""
+    scheduler, pool = make_scheduler(tokens=512, blocks=1000)
+    scheduler = Scheduler(pool, 4, 512, Pace(1.0))
+    running, long = make(Generate, 4, max_tokens=1000), make(Generate, 300)
+    scheduler.add(running)
+    run_step(scheduler, seconds=1.0)
+    run_step(scheduler, seconds=1.0)
+    scheduler.add(long)
+    ran = [run_step(scheduler, seconds=1.0) for _ in range(10)]
+    assert {r[1] for r in ran if r and r[0].is_prefill} == {LEAST_CHUNK}
+
+
+def test_without_running_answers_a_prompt_is_read_in_whole_steps() -> None:
+    scheduler, _ = make_scheduler(tokens=256)
+    scheduler.add(make(Prefill, 300))
+    ran = [run_step(scheduler, seconds=10.0) for _ in range(2)]
+    assert [r and r[1] for r in ran] == [256, 44]
+
+
+def test_what_others_have_read_is_not_read_again() -> None:
+    """Whole blocks only, and never the last token: something must make the next one."""
+    scheduler, pool = make_scheduler()
+    text = list(range(1000, 1012))
+    first = make(Generate, 0, token_ids=text)
+    scheduler.add(first)
+    run(scheduler)
+    same, longer, other = (make(Generate, 0, token_ids=t) for t in (text, [*text, 1, 2], [*text[:4], 0, *text[5:]]))
+    for s in (same, longer, other):
+        scheduler.add(s)
+    scheduler.admit()
+    assert [s.num_cached for s in (same, longer, other)] == [8, 12, 4]
+    assert [s.cached_tokens for s in (same, longer, other)] == [8, 12, 4]
+    assert same.block_ids[:2] == longer.block_ids[:2] == first.block_ids[:2]
+    assert pool.holders(first.block_ids[0]) == 4
+
+
+def test_a_prompt_that_is_cancelled_half_way_leaves_what_it_has_read() -> None:
+    scheduler, pool = make_scheduler(tokens=16)
+    text = list(range(2000, 2040))
+    sequence = make(Prefill, 0, token_ids=text)
+    scheduler.add(sequence)
+    ran = run_step(scheduler)
+    assert ran is not None
+    assert (ran[0].left, sequence.num_cached) == (24, 16)
+    scheduler.remove(sequence)
+    pool.free(sequence.block_ids)
+    assert (pool.used, pool.cached, scheduler.running) == (0, 4, 0)
+    again = make(Prefill, 0, token_ids=text)
+    scheduler.add(again)
+    scheduler.admit()
+    assert again.num_cached == 16
+
+
+def test_a_pull_keeps_one_block_of_its_own_to_read_into() -> None:
+    """A lease ends with a read; and what is read never goes into a block that others use."""
+    scheduler, pool = make_scheduler()
+    text = list(range(3000, 3012))
+    reader = make(Prefill, 0, token_ids=text)
+    scheduler.add(reader)
+    run(scheduler)
+    decode = make(Decode, 0, token_ids=text)
+    decode.num_cached = 12
+    scheduler.add(decode)
+    assert scheduler.admit() == [decode]
+    assert (decode.num_shared, decode.num_cached) == (2, 12)
+    assert decode.block_ids[:2] == reader.block_ids[:2]
+    assert decode.block_ids[2] != reader.block_ids[2]
+    scheduler.pulled(decode)
+    assert decode.block_ids[2] == reader.block_ids[2]  # it held the same
+    assert pool.used == len({*reader.block_ids, *decode.block_ids})
 
 
 def test_decode_takes_turns_with_prefill() -> None:

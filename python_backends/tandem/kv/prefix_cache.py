@@ -1,0 +1,192 @@
+"""The block pool that keeps what it has: finished blocks stay for requests that begin with the same tokens.
+
+    free ── reserve ──► held by one ── store ──► held by one or many, and named
+      ▲                      │ free                      │ free, by the last of them
+      ├──────────────────────┘                           ▼
+      └──────── when room is needed ────────── cached: nobody holds it, least recently used first
+
+Stored are whole blocks alone, under the names of ``tandem.kv.hashes``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tandem.kv.blocks import BlockPool, OutOfBlocks
+from tandem.kv.hashes import hash_block, pack_tokens
+from tandem.messages import BlocksRemoved, BlocksStored, KvEvent
+
+
+class Chain:
+    """The whole blocks of one sequence, which may grow at its end; each is named once, when it is asked for."""
+
+    def __init__(self, token_ids: Sequence[int], block_size: int, salt: str) -> None:
+        self._token_ids, self._block_size, self.salt = token_ids, block_size, salt
+        self._blocks: list[tuple[int, bytes]] = []
+
+    def __getitem__(self, i: int) -> tuple[int, bytes]:
+        """Name and packed tokens of block ``i``, all of whose tokens must be there."""
+        while len(self._blocks) <= i:
+            first = len(self._blocks) * self._block_size
+            tokens = pack_tokens(self._token_ids[first : first + self._block_size])
+            before = self._blocks[-1][0] if self._blocks else None
+            self._blocks.append((hash_block(before, tokens, self.salt), tokens))
+        return self._blocks[i]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A named block. A name is too short to prove anything: the tokens do, and the block before, which has its own."""
+
+    block: int
+    name: int
+    tokens: bytes
+    before: int | str
+    """Serial of the block before; the salt where there is none."""
+    serial: int
+    """Of this naming, never used again: a block that was removed and came back is not mistaken for what it was."""
+
+
+class PrefixCache(BlockPool):
+    """A ``BlockPool`` whose blocks can be shared. Thread-safe.
+
+    Whoever holds a named block should hold those before it in its chain, and free all in one call, in their order:
+    then tails of chains are evicted before their heads. What is found is right in any case.
+    """
+
+    def __init__(self, num_blocks: int, *, enabled: bool = True) -> None:
+        """Where not ``enabled``, nothing is ever stored."""
+        super().__init__(num_blocks)
+        self._enabled = enabled
+        self._by_name: dict[int, _Kept] = {}
+        self._by_block: dict[int, _Kept] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        """Named blocks that nobody holds, least recently used first."""
+        self._serials = itertools.count(1)
+        self._changes: list[KvEvent] = []
+
+    @property
+    def free_count(self) -> int:
+        """Blocks that nobody holds, cached ones included."""
+        return self._free + len(self._cached)
+
+    @property
+    def cached(self) -> int:
+        """Blocks that nobody holds and that are kept for reuse."""
+        return len(self._cached)
+
+    def reserve(self, chain: Chain, num_blocks: int, most_cached: int) -> tuple[list[int], int]:
+        """Take ``num_blocks`` blocks for a sequence: first, shared, those of ``chain`` that are here, at most
+        ``most_cached``; then new ones, free blocks before the least recently used cached ones.
+
+        Returns:
+            The ids in the order of the sequence, and how many of them hold its KV already.
+
+        Raises:
+            OutOfBlocks: too few are free; nothing was taken.
+        """
+        with self._lock:
+            found = self._find(chain, most_cached)
+            fresh = num_blocks - len(found)
+            room = self.free_count - sum(block in self._cached for block in found)
+            if fresh > room:
+                raise OutOfBlocks(fresh, room, self.num_blocks)
+            for block in found:
+                self._hold(block)
+            return found + self._allocate(fresh), len(found)
+
+    def store(self, chain: Chain, block_ids: list[int], first: int, end: int) -> None:
+        """Name the blocks ``first`` to ``end`` of a sequence, whose KV is complete and changes no more.
+
+        Where the same block is here already, the caller's is freed, and the other one, held for the caller, takes its
+        place in ``block_ids``.
+        """
+        if not self._enabled:
+            return
+        with self._lock:
+            before: int | str = chain.salt
+            if first:
+                if (last := self._by_block.get(block_ids[first - 1])) is None:
+                    return  # its name has gone to another text: nobody would find what follows
+                before = last.serial
+            new = []
+            for i in range(first, end):
+                name, tokens = chain[i]
+                kept = self._by_name.get(name)
+                if kept is None or (kept.tokens, kept.before) != (tokens, before):
+                    if kept is None:
+                        new.append(name)
+                    else:
+                        self._unname(kept)
+                    kept = self._name(block_ids[i], name, tokens, before)
+                else:
+                    block_ids[i] = self._swap(block_ids[i], kept.block)
+                before = kept.serial
+            if new:
+                self._changes.append(BlocksStored(hashes=new))
+
+    def take_changes(self) -> list[KvEvent]:
+        """What was stored and removed since the last call, in its order."""
+        with self._lock:
+            changes, self._changes = self._changes, []
+        return changes
+
+    def _find(self, chain: Chain, most: int) -> list[int]:
+        """Blocks at the chain's start that are here, by all of their tokens."""
+        found: list[int] = []
+        before: int | str = chain.salt
+        while self._by_name and len(found) < most:
+            name, tokens = chain[len(found)]
+            kept = self._by_name.get(name)
+            if kept is None or (kept.tokens, kept.before) != (tokens, before):
+                break
+            found.append(kept.block)
+            before = kept.serial
+        return found
+
+    def _hold(self, block: int) -> None:
+        self._cached.pop(block, None)
+        self._holders[block] += 1
+
+    def _swap(self, own: int, other: int) -> int:
+        """Hold ``other`` in place of ``own``."""
+        self._hold(other)
+        self._holders[own] -= 1
+        if not self._holders[own]:
+            self._release([own])
+        return other
+
+    def _name(self, block: int, name: int, tokens: bytes, before: int | str) -> _Kept:
+        kept = _Kept(block, name, tokens, before, next(self._serials))
+        self._by_name[name] = self._by_block[block] = kept
+        return kept
+
+    def _unname(self, kept: _Kept) -> None:
+        """The name goes to another block: a chain that was broken came back whole, or two texts share a name."""
+        del self._by_name[kept.name], self._by_block[kept.block]
+        if kept.block in self._cached:
+            del self._cached[kept.block]
+            self._give_all([kept.block])
+
+    def _release(self, blocks: list[int]) -> None:
+        """Named blocks stay, the end of a chain to be evicted before its start."""
+        self._cached.update(dict.fromkeys(block for block in reversed(blocks) if block in self._by_block))
+        super()._release([block for block in blocks if block not in self._by_block])
+
+    def _allocate(self, n: int) -> list[int]:
+        if n > self.free_count:
+            raise OutOfBlocks(n, self.free_count, self.num_blocks)
+        if n > self._free:
+            self._evict(n - self._free)
+        return super()._allocate(n)
+
+    def _evict(self, n: int) -> None:
+        blocks = [self._cached.popitem(last=False)[0] for _ in range(n)]
+        gone = [self._by_block.pop(block).name for block in blocks]
+        for name in gone:
+            del self._by_name[name]
+        self._give_all(sorted(blocks))
+        self._changes.append(BlocksRemoved(hashes=gone))
