@@ -53,7 +53,7 @@ class Verdict(msgspec.Struct, frozen=True):
         if self.split is None:
             return "no pair of workers is ready"
         if self.whole is None:
-            return "requests are always taken apart"
+            return "one worker for both stages was not weighed"
         return f"{1e3 * self.split.total_s:.1f} ms on two workers, {1e3 * self.whole.total_s:.1f} ms on one"
 
 

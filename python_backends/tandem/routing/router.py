@@ -147,7 +147,7 @@ class Router:
         prefill = self._choose("prefill", bar, costs)
         decode = self._choose("decode", table.bar("decode", prefill.place), costs)
         whole = None
-        if self._routing.conditional_disaggregation:
+        if self._routing.conditional_disaggregation and table.has_measured_prefill:
             whole = self._choose("generate", table.bar("decode"), costs)
         verdict = choose_way(self._split(costs, prefill, decode), self._whole(costs, whole))
         return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
@@ -209,18 +209,20 @@ class Router:
             **choices,
         )
 
+    # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
+
     def _split(self, costs: Costs, prefill: Choice, decode: Choice) -> Split:
-        pull_s = float(self._table.pull_s[decode.place])
+        pull_s = float(self._table.pull_s[decode.cheapest])
         return Split(
-            prefill_s=float(costs.of("prefill").total[prefill.place]),
+            prefill_s=float(costs.of("prefill").total[prefill.cheapest]),
             transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,
-            decode_s=float(costs.of("decode").total[decode.place]),
+            decode_s=float(costs.of("decode").total[decode.cheapest]),
         )
 
     def _whole(self, costs: Costs, whole: Choice | None) -> Whole | None:
         if whole is None:
             return None
-        cost, place = costs.of("generate"), whole.place
+        cost, place = costs.of("generate"), whole.cheapest
         prefill_s = float(cost.parts["wait"][place] + cost.parts["prefill"][place])
         stall_s = float(cost.parts["stall"][place])
         return Whole(prefill_s=prefill_s, stall_s=stall_s, decode_s=float(cost.total[place]) - prefill_s - stall_s)

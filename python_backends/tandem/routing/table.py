@@ -118,6 +118,11 @@ class WorkerTable:
 
     # -------------------------------------------------------------- what they have in hand
 
+    @property
+    def has_measured_prefill(self) -> bool:
+        """Whether any worker has told how fast it reads prompts: before that, all such times are guesses."""
+        return self._typical.prefill.known
+
     def report(self, place: int, load: Load) -> None:
         """A worker says how it does."""
         self._workers[place].report(load)

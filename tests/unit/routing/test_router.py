@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tandem.deployment import Routing
 from tandem.errors import TandemError
-from tandem.messages import BlocksStored, KvReport
+from tandem.messages import BlocksStored, KvReport, Load, StageName
 from tandem.routing.router import EXPECTED_S, Plan, Route, Router
 from tests.unit.routing.sites import BLOCK, BLOCKS, PREFILL_S, ask, info, join, make_router, measured, stored
 
@@ -122,6 +123,29 @@ def test_a_long_queue_before_prefill_sends_prompts_to_decode() -> None:
     assert ask(router, PROMPT).verdict.way == "whole"
     router.report("prefill_0", 1, measured(), None)
     assert ask(router, PROMPT).verdict.way == "split"
+
+
+def test_chance_among_near_ties_does_not_decide_the_way() -> None:
+    """With a long answer, near-ties between decode workers differ by more than the prompt takes."""
+    router = make_router(3)
+    router.report("decode_0", 1, measured(running=2), None)
+    plans = [ask(router, PROMPT[:5], answer=1000) for _ in range(100)]
+    assert len({plan.workers[1] for plan in plans}) == 3
+    assert {plan.verdict.way for plan in plans} == {"split"}
+
+
+def test_guesses_do_not_decide_the_way() -> None:
+    """As long as no worker has told how fast it reads prompts, requests are taken apart."""
+    router = Router(Routing(), BLOCK, seed=1)
+    stages: tuple[StageName, StageName] = ("prefill", "decode")
+    for stage in stages:
+        router.add(f"{stage}_0", stage)
+        router.join(f"{stage}_0", info(f"{stage}_0", stage), Load())
+    router.pair("prefill_0", "decode_0")
+    router.report("decode_0", 1, Load(), KvReport(first=1, events=[BlocksStored(hashes=PROMPT)]))
+    assert ask(router, PROMPT).verdict.way == "split"
+    router.report("prefill_0", 1, Load(steps=1, prefill_steps=1, prefill_tokens=9, prefill_seconds=0.1), None)
+    assert ask(router, PROMPT).verdict.way == "whole"
 
 
 def test_it_can_be_switched_off() -> None:

@@ -34,6 +34,9 @@ class Choice(msgspec.Struct, frozen=True):
     """What the policy weighed, of all workers."""
     bar: Numbers
     """0 for those that it was chosen from."""
+    cheapest: int
+    """The one that costs least of all these, where the policy weighs costs and then leaves something to chance; else
+    ``place``."""
 
 
 class Policy(Protocol):

@@ -31,9 +31,9 @@ class KvPolicy:
             places = places[uncached == uncached.min()]
         count = len(places)
         if count == 1:
-            return Choice(int(places[0]), "least cost", cost, candidates.bar)
+            return Choice(int(places[0]), "least cost", cost, candidates.bar, best)
         # The cheaper of two: all have a chance, the cheaper the better, and it takes no sums over all of them.
         draw = self._random.random
         one, other = int(places[int(count * draw())]), int(places[int(count * draw())])
         place = one if total[one] <= total[other] else other
-        return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar)
+        return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar, best)

@@ -18,5 +18,6 @@ class RandomPolicy:
         """Any of the candidates."""
         places = candidates.places()
         in_hand = candidates.table.in_hand.copy()
+        place = self._random.choice(places)
         reason = f"drawn among {len(places)}"
-        return Choice(self._random.choice(places), reason, Cost(in_hand, {}, "requests"), candidates.bar)
+        return Choice(place, reason, Cost(in_hand, {}, "requests"), candidates.bar, place)
