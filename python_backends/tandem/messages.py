@@ -191,6 +191,14 @@ class Load(Message, frozen=True, kw_only=True):
     steps: int = 0
     """Engine steps that made progress: a worker that has work and whose steps stand still is hung."""
     step_seconds: float = 0.0
+    prefill_steps: int = 0
+    """Of the steps, those that read prompts; the others are decode steps."""
+    prefill_tokens: int = 0
+    """Prompt tokens read, those of cached blocks not among them."""
+    prefill_seconds: float = 0.0
+    """Of the steps' time, what the prefill steps took."""
+    queued_tokens: int = 0
+    """Prompt tokens that are still to be read, cached ones not among them, of all requests in hand."""
     collective_seconds: float = 0.0
     """Of the steps' time, what the leader spent in exchange with other ranks, waiting for them included."""
 

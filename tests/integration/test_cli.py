@@ -74,6 +74,14 @@ def test_generate_stops_before_a_stop_word(server: TritonServer) -> None:
     assert done.stdout == "The capital of France is\n"
 
 
+def test_explain_shows_who_would_get_a_prompt(server: TritonServer) -> None:
+    done = tandem("explain", "What is the capital of France?", "--url", server.grpc_url)
+    assert done.returncode == 0, done.stderr
+    assert "Policy kv, 37 prompt tokens: two workers (one worker for both stages was not weighed)" in done.stdout
+    assert "prefill: prefill_0 (least cost)" in done.stdout
+    assert "decode: decode_0 (least cost)" in done.stdout
+
+
 def test_refused_request_is_a_sentence(server: TritonServer) -> None:
     done = tandem("generate", "Hello", "--url", server.grpc_url, "--max-tokens", "0")
     assert done.returncode == 2
