@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tandem.deployment import Deployment, Kv, Model, Parallel, Server, Worker, to_json
+from tandem.deployment import Deployment, Kv, Model, Parallel, Routing, Server, Worker, to_json
 from tandem.kv.blocks import BlockPool
 from tests.checkpoints import make_random_model
 from tests.hosts import Hosts, make_hosts
@@ -73,6 +73,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
                 Worker(name="decode_0", stage="decode", hosts=hosts.addresses(0, 2), max_batch_size=64, **common),
             ],
             kv=Kv(block_size=BLOCK, lease_s=5.0, transfer_timeout_s=5.0),
+            routing=Routing(conditional_disaggregation=False),
             parallel=Parallel(launch_agent=str(hosts.agent), subnet=hosts.subnet, hang_timeout_s=3.0),
         )
         file = tmp_path_factory.mktemp("deployment") / "hosts.json"
