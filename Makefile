@@ -15,12 +15,13 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench perf soak clean core dev triton
+.PHONY: help demo serve test lint bench bench-router perf soak clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
 	@echo "make test    all tests          make lint   ruff and mypy"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
+	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make soak    12,000 requests, a tenth of which leave: nothing hangs, nothing is left"
 	@echo "make clean   remove everything that was set up"
 
@@ -40,6 +41,9 @@ lint: dev
 
 bench: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/bench.py
+
+bench-router: dev
+	$(BIN)/python loadtest/router_bench.py
 
 perf: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/perf.py

@@ -1,44 +1,54 @@
-"""How fast KV moves between two engine processes, beside memcpy of the same bytes.
+"""How fast KV moves between engine processes, beside memcpy of the same bytes.
 
-``python loadtest/kv_bench.py [--json FILE]``. A pull is what the decode stage waits for: read, question, answer. Pulls
-and copies of one size take turns, so that both see the same machine and the same caches; each figure is a median.
+``python loadtest/kv_bench.py [--json FILE]``. A pull is what the decode stage waits for: read, question, answer. Where
+a group pulls, the leader hears of all ranks' parts before it asks. Pulls and copies of one size take turns, so that
+both see the same machine and the same caches; each figure is a median.
 """
 
 from __future__ import annotations
 
-import mmap
-import multiprocessing
 import queue
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import typer
+from kv_ranks import DEADLINE_S, Bytes, Group, Outcome, Rank, WorkerSpec, allocate, content, make_info, start_pair
 from rich.console import Console
 from rich.table import Table
 
-from tandem.kv.blocks import BlockPool
-from tandem.kv.handle import HANDLE_VERSION
-from tandem.kv.leases import LeaseTable
-from tandem.kv.memory import advise_huge_pages
-from tandem.kv.pull import PullResult
-from tandem.kv.transfer import KvTransfer
-from tandem.messages import KvFormat, KvHandle, StageName, WorkerInfo
+from tandem.messages import KvFormat, KvHandle, Partition, PullOrder
 
 MIB = 1 << 20
 SIZES_MIB = (1, 4, 16, 64, 256)
-BLOCK_BYTES = 16 * 23040
-"""16 tokens of SmolLM2-135M in 16 bit."""
+RESHARD_SIZES_MIB = (16, 64)
 TIMEOUT_S = 60.0
+WARM_UPS = 2
 
-_KV = KvFormat(fingerprint="bench", dtype="bfloat16", layout="bench", block_size=16)
+KV = KvFormat(
+    fingerprint="bench",
+    dtype="bfloat16",
+    layout="head-major-v2",
+    block_size=16,
+    num_layers=30,
+    num_kv_heads=3,
+    slice_bytes=2 * 16 * 64 * 2,
+)
+"""SmolLM2-135M."""
+BLOCK_BYTES = KV.num_layers * KV.num_kv_heads * KV.slice_bytes
+"""360 KiB."""
+
+RESHARDS = [
+    (Partition(), Partition(tensor_parallel_size=3)),
+    (Partition(tensor_parallel_size=3), Partition()),
+    (Partition(pipeline_parallel_size=2), Partition(pipeline_parallel_size=4)),
+    (Partition(pipeline_parallel_size=2), Partition(tensor_parallel_size=3)),
+]
 
 
 @dataclass(frozen=True)
@@ -56,96 +66,158 @@ class KvBenchRow:
 
 
 @dataclass(frozen=True)
+class ReshardRow:
+    """One size between two groups."""
+
+    prefill: str
+    decode: str
+    figures: KvBenchRow
+
+
+@dataclass(frozen=True)
 class KvBenchReport:
     """All sizes of one run."""
 
     block_bytes: int
     repetitions: int
     rows: list[KvBenchRow]
-
-
-class _Worker:
-    """KV memory and transfer of one side."""
-
-    def __init__(self, worker_id: str, stage: StageName, num_blocks: int) -> None:
-        self.memory = _memory(num_blocks * BLOCK_BYTES)
-        self.pool = BlockPool(num_blocks)
-        self.leases = LeaseTable(self.pool, TIMEOUT_S)
-        self.transfer = KvTransfer(
-            f"{worker_id}.1",
-            self.memory.ctypes.data,
-            BLOCK_BYTES,
-            num_blocks,
-            "DRAM",
-            0,
-            self.leases,
-            TIMEOUT_S,
-        )
-        self.transfer.start()
-        self.memory[:] = 1 if stage == "prefill" else 0
-        self.info = WorkerInfo(
-            worker_id=worker_id,
-            epoch=1,
-            stage=stage,
-            engine="none",
-            kv=_KV,
-            vocab_size=1,
-            max_model_len=1,
-            max_batch_size=1,
-            transfer=self.transfer.info,
-        )
+    """Between two workers of one rank each."""
+    reshards: list[ReshardRow]
+    """Between groups that split the model differently."""
 
 
 def run_kv_bench(sizes_mib: Sequence[int] = SIZES_MIB, repetitions: int = 15) -> KvBenchReport:
     """Measure each size ``repetitions`` times."""
-    num_blocks = _blocks(max(sizes_mib))
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    prefill = context.Process(target=_serve_prefill, args=(theirs, num_blocks), daemon=True)
-    prefill.start()
-    theirs.close()
-    decode = _Worker("decode", "decode", num_blocks)
-    try:
-        ours.send(decode.info)
-        decode.transfer.pair(_receive(ours))
-        source = _memory(num_blocks * BLOCK_BYTES)
-        source[:] = 2
-        rows = [_measure(decode, ours, source, mib, repetitions) for mib in sizes_mib]
-    finally:
-        decode.transfer.stop()
-        prefill.kill()
-        prefill.join()
-    return KvBenchReport(BLOCK_BYTES, repetitions, rows)
+    rows = _run_single(sizes_mib, repetitions)
+    reshards = [
+        ReshardRow(describe(prefill), describe(decode), row)
+        for prefill, decode in RESHARDS
+        for row in _run_groups(prefill, decode, repetitions)
+    ]
+    return KvBenchReport(BLOCK_BYTES, repetitions, rows, reshards)
+
+
+def describe(partition: Partition) -> str:
+    """A group in words."""
+    tensor, pipeline = partition.tensor_parallel_size, partition.pipeline_parallel_size
+    if pipeline == 1:
+        return f"tp {tensor}"
+    return f"pp {pipeline}" if tensor == 1 else f"tp {tensor} pp {pipeline}"
 
 
 def table(report: KvBenchReport) -> Table:
     """The report for a terminal."""
     blocks = f"{report.block_bytes / 1024:.0f} KiB blocks, median of {report.repetitions}"
-    result = Table("size", "blocks", "pull ms", "pull GB/s", "memcpy GB/s", "ratio", title=f"KV transfer: {blocks}")
-    for column in result.columns:
+    columns = "from", "to", "size", "blocks", "pull ms", "pull GB/s", "memcpy GB/s", "ratio"
+    result = Table(*columns, title=f"KV transfer: {blocks}")
+    for column in result.columns[2:]:
         column.justify = "right"
-    for row in report.rows:
+    for prefill, decode, row in [
+        *(("1 rank", "1 rank", row) for row in report.rows),
+        *((one.prefill, one.decode, one.figures) for one in report.reshards),
+    ]:
         figures = f"{row.pull_ms:.2f}", f"{row.pull_gb_per_s:.1f}", f"{row.memcpy_gb_per_s:.1f}", f"{row.ratio:.2f}"
-        result.add_row(f"{row.mib} MiB", str(row.blocks), *figures)
+        result.add_row(prefill, decode, f"{row.mib} MiB", str(row.blocks), *figures)
     return result
 
 
+def _specs(prefill: Partition, decode: Partition, num_blocks: int) -> tuple[WorkerSpec, WorkerSpec]:
+    limits = {"blocks": num_blocks, "lease_s": TIMEOUT_S, "timeout_s": TIMEOUT_S}
+    return (
+        WorkerSpec("prefill", "prefill", KV, prefill, **limits),  # type: ignore[arg-type]
+        WorkerSpec("decode", "decode", KV, decode, **limits),  # type: ignore[arg-type]
+    )
+
+
+def _run_single(sizes_mib: Sequence[int], repetitions: int) -> list[KvBenchRow]:
+    """The decode worker is in this process, so that copies go into the very memory that pulls go into."""
+    specs = _specs(Partition(), Partition(), _blocks(max(sizes_mib)))
+    results: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    prefill = Group(specs[0])
+    decode = Rank(specs[1], 0, results.put)
+    try:
+        prefill.wait_ready()
+        prefill.pair(make_info(specs[1], [decode.info()]))
+        decode.pair(prefill.info)
+        filled = _fill(prefill)
+        expected = content(specs[1], 0, filled)
+        target = decode.memory.reshape(-1)
+
+        def pull(blocks: int) -> Outcome:
+            target[: blocks * BLOCK_BYTES] = 0
+            handle = _grant(prefill, blocks)
+            ids = decode.allocate_blocks(blocks)
+            decode.pull(PullOrder(request_id="bench", handle=handle, block_ids=ids))
+            result = results.get(timeout=DEADLINE_S)
+            decode.free(ids)
+            return result
+
+        def arrived(blocks: int) -> bool:
+            return np.array_equal(decode.memory[:blocks], expected[:blocks])
+
+        return [_measure(mib, repetitions, pull, arrived, target) for mib in sizes_mib]
+    finally:
+        decode.stop()
+        prefill.kill()
+
+
+def _run_groups(prefill_split: Partition, decode_split: Partition, repetitions: int) -> list[KvBenchRow]:
+    prefill, decode = start_pair(*_specs(prefill_split, decode_split, _blocks(max(RESHARD_SIZES_MIB))))
+    try:
+        _fill(prefill)
+        target = allocate(_blocks(max(RESHARD_SIZES_MIB)) * BLOCK_BYTES)
+
+        def pull(blocks: int) -> Outcome:
+            decode.all("erase")
+            target[: blocks * BLOCK_BYTES] = 0
+            decode.begin_pull("bench", _grant(prefill, blocks))
+            result = decode.result()
+            decode.leader.call("free", list(range(blocks)))
+            return result
+
+        def arrived(blocks: int) -> bool:
+            seeds = list(range(blocks))
+            return not any(decode.all("wrong_blocks", seeds, seeds))
+
+        return [_measure(mib, repetitions, pull, arrived, target) for mib in RESHARD_SIZES_MIB]
+    finally:
+        prefill.kill()
+        decode.kill()
+
+
+def _fill(prefill: Group) -> list[int]:
+    """Fill all blocks, each with the content of its number. Leases begin at block 0 and use no others meanwhile."""
+    ids = list(range(prefill.spec.blocks))
+    prefill.all("fill", ids, ids)
+    return ids
+
+
+def _grant(prefill: Group, blocks: int) -> KvHandle:
+    handle: KvHandle = prefill.leader.call("grant", "bench", prefill.leader.call("allocate_blocks", blocks))
+    return handle
+
+
 def _measure(
-    decode: _Worker, prefill: Connection, source: npt.NDArray[np.uint8], mib: int, repetitions: int
+    mib: int,
+    repetitions: int,
+    pull: Callable[[int], Outcome],
+    arrived: Callable[[int], bool],
+    target: Bytes,
 ) -> KvBenchRow:
+    """Pulls, and copies of as many bytes into ``target``, in turns."""
     blocks = _blocks(mib)
     size = blocks * BLOCK_BYTES
+    source = allocate(size)
+    source[:] = 2
     pulls, copies = [], []
-    for repetition in range(repetitions + 2):
-        decode.memory[:size] = 0
-        prefill.send(blocks)
-        result = _pull(decode, _receive(prefill))
-        if not (decode.memory[:size] == 1).all():
-            raise RuntimeError(f"{mib} MiB: wrong bytes arrived")
+    for repetition in range(repetitions + WARM_UPS):
+        result = pull(blocks)
+        if result.code is not None or result.bytes_moved != size or not arrived(blocks):
+            raise RuntimeError(f"{mib} MiB: {result}")
         began = time.perf_counter()
-        np.copyto(decode.memory[:size], source[:size])
+        np.copyto(target[:size], source)
         copied = time.perf_counter() - began
-        if repetition >= 2:  # the first two warm up
+        if repetition >= WARM_UPS:
             pulls.append(result.seconds)
             copies.append(copied)
     pull_s, copy_s = statistics.median(pulls), statistics.median(copies)
@@ -158,53 +230,6 @@ def _measure(
         memcpy_gb_per_s=size / copy_s / 1e9,
         ratio=copy_s / pull_s,
     )
-
-
-def _pull(decode: _Worker, handle: KvHandle) -> PullResult:
-    results: queue.SimpleQueue[PullResult] = queue.SimpleQueue()
-    ids = decode.pool.allocate(len(handle.block_ids))
-    decode.transfer.pull("bench", handle, ids, results.put)
-    result = results.get(timeout=2 * TIMEOUT_S)
-    if result.error is not None:
-        raise result.error
-    decode.pool.free(ids)
-    return result
-
-
-def _serve_prefill(connection: Connection, num_blocks: int) -> None:
-    """The other process: grants a lease on as many blocks as it is asked for, again and again."""
-    worker = _Worker("prefill", "prefill", num_blocks)
-    worker.transfer.pair(_receive(connection))
-    connection.send(worker.info)
-    while True:
-        try:
-            ids = worker.pool.allocate(connection.recv())
-        except EOFError:
-            return
-        handle = KvHandle(
-            version=HANDLE_VERSION,
-            worker_id="prefill",
-            epoch=1,
-            lease_id=worker.leases.grant("bench", ids),
-            kv=_KV,
-            num_tokens=len(ids) * _KV.block_size,
-            tokens_digest=b"",
-            block_ids=ids,
-        )
-        connection.send(handle)
-
-
-def _receive(connection: Connection) -> Any:
-    if not connection.poll(TIMEOUT_S):
-        raise TimeoutError("the other process does not answer")
-    return connection.recv()
-
-
-def _memory(size: int) -> npt.NDArray[np.uint8]:
-    """Fresh memory with huge pages where the machine has them, as KV memory and copies alike get it."""
-    memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
-    advise_huge_pages(memory.ctypes.data, size)
-    return memory
 
 
 def _blocks(mib: int) -> int:

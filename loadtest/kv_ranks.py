@@ -91,6 +91,7 @@ class Rank:
     def __init__(self, spec: WorkerSpec, rank: int, on_result: Callable[[Outcome], None]) -> None:
         self.spec, self.rank, self._on_result = spec, rank, on_result
         block_bytes = block_bytes_of(spec.partition, rank, spec.kv)
+        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # else it binds to any interface, and hangs when that one goes
         self.memory = allocate(spec.blocks * block_bytes).reshape(spec.blocks, block_bytes)
         self.pool = BlockPool(spec.blocks)
         self.leases = LeaseTable(self.pool, spec.lease_s)
@@ -191,12 +192,15 @@ def _serve(calls: Connection, news: Connection, spec: WorkerSpec, rank: int) -> 
     os.environ.update(spec.environment)
     one = Rank(spec, rank, news.send)
     calls.send(one.info())
+    reading = 0
     try:
         while True:
-            if calls.poll(REPORT_POLL_S if rank else None):
+            if calls.poll(REPORT_POLL_S if reading else None):
                 method, arguments = calls.recv()
+                reading += method == "pull" and rank > 0
                 calls.send(getattr(one, method)(*arguments))
             for report in one.reports():
+                reading -= not report.still_writing
                 news.send(report)
     except (EOFError, BrokenPipeError):
         return
@@ -299,11 +303,15 @@ class Group:
     def carry(self, timeout_s: float) -> list[Outcome]:
         """Wait for news of any rank; carry reports to the leader, and return results."""
         outcomes: list[Outcome] = []
-        for connection in wait([rank.news for rank in self.ranks if rank.process.is_alive()], timeout_s):
+        alive = [rank for rank in self.ranks if rank.process.is_alive()]
+        ready = wait([rank.news for rank in alive], timeout_s)
+        for rank in alive:
+            if rank.news not in ready:
+                continue
             try:
-                news = connection.recv()  # type: ignore[union-attr]
+                news = rank.news.recv()
             except EOFError:
-                continue  # that rank was killed
+                continue  # it was killed
             if isinstance(news, ReadEnded):
                 self.ended.append(news)
                 self.leader.call("part_ended", news)

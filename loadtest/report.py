@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 from engine_bench import EngineBenchReport
-from kv_bench import KvBenchReport
+from kv_bench import KvBenchReport, KvBenchRow
 from perf import OUTPUT_TOKENS, Row
 from soak import Round
 from stack_bench import StackBenchReport
@@ -81,11 +81,19 @@ def stack_section(report: StackBenchReport) -> str:
 def kv_section(report: KvBenchReport) -> str:
     """KV transfer beside memcpy."""
     title = f"**KV transfer beside memcpy**, median of {report.repetitions} (`python loadtest/kv_bench.py`)"
-    rows = [
-        [f"{r.mib} MiB", f"{r.pull_ms:.2f}", f"{r.pull_gb_per_s:.1f}", f"{r.memcpy_gb_per_s:.1f}", f"{r.ratio:.2f}"]
-        for r in report.rows
-    ]
-    return f"{title}\n\n{table(('size', 'pull, ms', 'pull, GB/s', 'memcpy, GB/s', 'ratio'), rows)}"
+    head = "size", "pull, ms", "pull, GB/s", "memcpy, GB/s", "ratio"
+    rows = [_kv_cells(row) for row in report.rows]
+    groups = (
+        "**Between groups that split the model differently** (tp: tensor-parallel size, pp: pipeline stages), all "
+        "ranks on one host, in the same run"
+    )
+    reshards = [[f"{r.prefill} → {r.decode}", *_kv_cells(r.figures)] for r in report.reshards]
+    return f"{title}\n\n{table(head, rows)}\n\n{groups}\n\n{table(('groups', *head), reshards)}"
+
+
+def _kv_cells(row: KvBenchRow) -> list[str]:
+    figures = f"{row.pull_ms:.2f}", f"{row.pull_gb_per_s:.1f}", f"{row.memcpy_gb_per_s:.1f}", f"{row.ratio:.2f}"
+    return [f"{row.mib} MiB", *figures]
 
 
 def perf_section(rows: list[Row]) -> str:

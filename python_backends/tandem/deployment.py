@@ -72,6 +72,16 @@ class Kv(Section, frozen=True, kw_only=True):
     transfer_timeout_s: PositiveFloat = 10.0
 
 
+class Routing(Section, frozen=True, kw_only=True):
+    """Which workers a request gets."""
+
+    policy: Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"] = "kv"
+    spread: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Of policy ``kv``: workers whose cost exceeds the least by no more than this part of it share the requests."""
+    conditional_disaggregation: bool = True
+    """A request goes to its decode worker whole where that takes less than taking it apart."""
+
+
 class Parallel(Section, frozen=True, kw_only=True):
     """How engine groups, the workers of more than one rank, are started and watched."""
 
@@ -147,6 +157,7 @@ class Deployment(Section, frozen=True, kw_only=True):
     server: Server = Server()
     limits: Limits = Limits()
     kv: Kv = Kv()
+    routing: Routing = Routing()
     parallel: Parallel = Parallel()
 
     def workers(self, stage: StageName) -> list[Worker]:

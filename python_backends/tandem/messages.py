@@ -191,6 +191,14 @@ class Load(Message, frozen=True, kw_only=True):
     steps: int = 0
     """Engine steps that made progress: a worker that has work and whose steps stand still is hung."""
     step_seconds: float = 0.0
+    prefill_steps: int = 0
+    """Of the steps, those that read prompts; the others are decode steps."""
+    prefill_tokens: int = 0
+    """Prompt tokens read, those of cached blocks not among them."""
+    prefill_seconds: float = 0.0
+    """Of the steps' time, what the prefill steps took."""
+    queued_tokens: int = 0
+    """Prompt tokens that are still to be read, cached ones not among them, of all requests in hand."""
     collective_seconds: float = 0.0
     """Of the steps' time, what the leader spent in exchange with other ranks, waiting for them included."""
 
@@ -455,8 +463,9 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
     pid: int
     """As the rank's own host counts."""
-    phase: Literal["loading", "running", "stopped", "failed"]
-    """stopped: ended in good order; failed: it cannot go on, ``message`` says why."""
+    phase: Literal["loading", "running", "stopped", "failed", "exited", "killed"]
+    """stopped: ended in good order; failed: it cannot go on, ``message`` says why; exited, killed: the process has
+    ended unasked, by itself or by a signal, says its guard, and ``message`` says how."""
     progress: int
     """Grows while the engine loop goes round; one that stands still while running hangs."""
     message: str = ""

@@ -50,6 +50,12 @@ def test_the_local_deployment_is_one_worker_of_each_stage() -> None:
     assert deployment.server.host == "127.0.0.1"
 
 
+def test_the_deployment_over_several_hosts_can_be_read() -> None:
+    deployment = load_deployment(REPOSITORY / "deployments" / "multi_host.toml")
+    assert [(w.group_size, len(w.hosts)) for w in deployment.worker] == [(3, 3), (2, 2)]
+    assert deployment.parallel.launch_agent == "ssh"
+
+
 def test_model_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).model.path == str(tmp_path / "models" / "tiny")
     absolute = MINIMAL.replace("models/tiny", "/somewhere/tiny")
@@ -100,6 +106,9 @@ def test_resolved_copy_is_read_back_as_it_was(tmp_path: Path) -> None:
         ("[model]", "[server]\nhttp_port = 70000\n[model]", ["server.http_port: 70000: ", "<= 65535"]),
         ("[model]", "[kv]\nlease_s = 0.0\n[model]", ["kv.lease_s: 0.0: ", "> 0"]),
         ("[model]", "model = 3\n[mode]", ["model: 3: "]),
+        ("[model]", '[routing]\npolicy = "best"\n[model]', ["routing.policy: 'best': "]),
+        ("[model]", "[routing]\nspread = 1.5\n[model]", ["routing.spread: 1.5: ", "<= 1"]),
+        ("[model]", "[routing]\nseed = 1\n[model]", ["routing: ", "`seed`"]),
         ("[model]", "[speed]\nfast = true\n[model]", ["`speed`"]),
         ('name = "decode_0"', 'name = "prefill_0"', ["worker.name", "'prefill_0'", "twice"]),
         ('name = "decode_0"', 'name = "llm"', ["worker.name", "'llm'"]),

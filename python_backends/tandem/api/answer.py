@@ -31,6 +31,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     decode_worker: str = ""
     kv_bytes: int = 0
     kv_transfer_ms: float = 0.0
+    route: str = ""
+    """How the router came to choose these workers."""
 
 
 def piece_tensors(piece: Piece) -> dict[str, Array]:
@@ -54,4 +56,5 @@ def facts_tensors(facts: Facts) -> dict[str, Array]:
         "decode_worker": text_tensor(facts.decode_worker),
         "kv_bytes": number_tensor(facts.kv_bytes, np.int64),
         "kv_transfer_ms": number_tensor(facts.kv_transfer_ms, np.float32),
+        "route": text_tensor(facts.route),
     }

@@ -39,6 +39,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     stop_words: tuple[str, ...] = ()
     timeout_s: float | None = None
+    explain: bool = False
+    """Tell what the router would decide now, instead of an answer."""
 
 
 def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
@@ -76,6 +78,7 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
         stop_token_ids=tuple(take_ids(tensors, "stop_token_ids") or ()),
         stop_words=_read_stop_words(tensors),
         timeout_s=_bounded(tensors, "timeout_s", 0.0, 86_400.0, above=True),
+        explain=take_bool(tensors, "explain"),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from tandem.cli.doctor import doctor
+from tandem.cli.explain import explain
 from tandem.cli.generate import generate
 from tandem.cli.serve import serve
 from tandem.cli.status import status
@@ -41,5 +42,5 @@ app = Application(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (serve, generate, status, doctor):
+for command in (serve, generate, status, explain, doctor):
     app.command()(command)

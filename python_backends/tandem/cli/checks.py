@@ -17,6 +17,8 @@ import psutil
 
 from tandem.cli.terminal import size
 from tandem.deployment import Deployment, Worker
+from tandem.engines.torch.config import read_config
+from tandem.engines.torch.sharding import Shard
 from tandem.errors import TandemError
 from tandem.parallel.launch import find_agent, find_launcher
 from tandem.parallel.network import check_first_host
@@ -80,6 +82,9 @@ def _model(deployment: Deployment) -> Finding:
     if missing:
         how = "python build/demo_model.py (the demo model) or python build/convert.py SOURCE OUT"
         return Finding("bad", f"{path} lacks {', '.join(missing)}; make it with {how}")
+    config = read_config(path)
+    for worker in deployment.worker:
+        Shard(config, worker.partition, 0)  # raises where the model cannot be split like this
     return Finding("good", f"{path} ({size(sum(file.stat().st_size for file in weights))})")
 
 

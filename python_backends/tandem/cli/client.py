@@ -23,7 +23,7 @@ _DTYPES: dict[str, type] = {
     **dict.fromkeys(("max_tokens", "min_tokens", "top_k"), np.int32),
     **dict.fromkeys(("temperature", "top_p", "min_p"), np.float32),
     **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), np.float32),
-    **dict.fromkeys(("stream", "ignore_eos"), np.bool_),
+    **dict.fromkeys(("stream", "ignore_eos", "explain"), np.bool_),
     "seed": np.uint64,
     "lane_request": np.uint8,
 }

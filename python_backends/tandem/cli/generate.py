@@ -56,7 +56,7 @@ def generate(
         "stop_words": stop_word or None,
         "ignore_eos": ignore_eos or None,
     }
-    inputs = _prompt_inputs(sys.stdin.read() if prompt == "-" else prompt, system, raw)
+    inputs = prompt_inputs(sys.stdin.read() if prompt == "-" else prompt, system, raw)
     inputs |= {name: value for name, value in options.items() if value is not None}
     if url is not None:
         if deployment is not None:
@@ -71,7 +71,7 @@ def generate(
         _answer(server.grpc_url, inputs)
 
 
-def _prompt_inputs(prompt: str, system: str | None, raw: bool) -> dict[str, Any]:
+def prompt_inputs(prompt: str, system: str | None, raw: bool) -> dict[str, Any]:
     """The input that carries the prompt: a conversation, or with ``raw`` the bare text."""
     if raw:
         if system is not None:

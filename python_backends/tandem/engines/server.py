@@ -47,6 +47,7 @@ from tandem.messages import (
     encode,
 )
 from tandem.parallel import heartbeat
+from tandem.parallel.network import use_network
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ def _run(
 
 def _build(args: argparse.Namespace, loading: LoadingSink) -> Engine:
     deployment = load_deployment(args.deployment)
+    use_network(deployment)
     return build_engine(deployment, deployment.find_worker(args.worker), args.engine, loading)
 
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 HASTY_POLL_S = 20e-6
 POLL_S = 500e-6
-SERVE_POLL_S = (200e-6, 1e-3)
-"""Between these: a twentieth of the time since peers may read here, so that looking delays a pull by 5 % at most."""
+SERVE_POLL_S = (50e-6, 1e-3)
+"""Between these: a twentieth of the time since peers may read here, so that looking delays a pull by 5 % at most, also
+the 1 ms that a few MiB take: at 200 µs their confirmation took as long as the read."""
 IDLE_POLL_S = 50e-3
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 2.0

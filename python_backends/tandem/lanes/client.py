@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -68,6 +69,22 @@ class Mailbox:
         return events
 
 
+class LaneObserver(Protocol):
+    """Who wants to know what becomes of a worker. Called in the event loop."""
+
+    def greeted(self, lane: LaneClient) -> None:
+        """The worker is there, with a new epoch: ``lane.info`` and ``lane.load`` tell of it."""
+        ...
+
+    def polled(self, lane: LaneClient, reply: PollReply) -> None:
+        """The worker has answered a poll; events go to their mailboxes by themselves."""
+        ...
+
+    def lost(self, lane: LaneClient) -> None:
+        """The worker is gone; ``greeted`` follows once it is back."""
+        ...
+
+
 class _Command(msgspec.Struct):
     request: LaneRequest
     answered: asyncio.Future[LaneReply] | None
@@ -82,17 +99,17 @@ class LaneClient:
         worker: Worker,
         transport: Transport,
         loop: asyncio.AbstractEventLoop,
-        on_greeted: Callable[[LaneClient], None],
+        observer: LaneObserver,
     ) -> None:
         self.worker = worker
         self.info: WorkerInfo | None = None
         self.load = Load()
-        self.paired_with: set[tuple[str, int]] = set()
-        """Worker id and epoch of every worker that KV can move to or from."""
+        self.kv_from: int | None = None
+        """What to ask for of the changes of the worker's prefix cache, see ``Poll``."""
         self._lane = lane
         self._transport = transport
         self._loop = loop
-        self._on_greeted = on_greeted
+        self._observer = observer
         self._mailboxes: dict[str, Mailbox] = {}
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._last_reply = time.monotonic()
@@ -178,19 +195,20 @@ class LaneClient:
         log.warning("%s", reason)
         self.info = None
         self._lost.set()
-        self.paired_with.clear()
+        self._observer.lost(self)
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(Failed(request_id=request_id, code="worker_lost", message=reason))
 
     def _take_poll(self, reply: PollReply) -> None:
         self.load = reply.load
+        self._observer.polled(self, reply)
         for event in reply.events:
             if mailbox := self._mailboxes.get(event.request_id):
                 mailbox.put(event)
 
     def _take_greeting(self, reply: HelloReply) -> None:
         self.info, self.load = reply.worker, reply.load
-        self._on_greeted(self)
+        self._observer.greeted(self)
 
     # -------------------------------------------------------------- the poll thread
 
@@ -218,7 +236,7 @@ class LaneClient:
             self._last_reply = time.monotonic()
             self._in_loop(self._take_greeting, greeting)
             return greeting.worker.epoch
-        reply = self._transport.call(Poll(lane=self._lane, wait_s=POLL_WAIT_S))
+        reply = self._transport.call(Poll(lane=self._lane, wait_s=POLL_WAIT_S, kv_from=self.kv_from))
         if not isinstance(reply, PollReply):
             raise TandemError("worker_lost", f"worker {self.worker.name} answered a poll with {type(reply).__name__}")
         self._in_loop(self._take_poll, reply)

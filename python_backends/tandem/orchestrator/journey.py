@@ -17,20 +17,25 @@ from tandem.deployment import Limits
 from tandem.errors import TandemError
 from tandem.lanes.client import LaneClient, Mailbox
 from tandem.messages import (
+    AnyWork,
     Decode,
     EngineEvent,
     Failed,
     Finished,
     FinishReason,
+    Generate,
     Prefill,
     Prefilled,
     Pulled,
+    StageName,
     Stopping,
     Tokens,
 )
 from tandem.orchestrator.answer_builder import AnswerBuilder
 from tandem.orchestrator.fleet import Fleet
 from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.routing.explain import one_line
+from tandem.routing.router import Route
 from tandem.text.codec import TextCodec
 
 log = logging.getLogger(__name__)
@@ -66,6 +71,7 @@ class Journey:
         self._step = "waiting to start"
         self._prompt: list[int] = []
         self._answer: AnswerBuilder | None = None
+        self._route: Route | None = None
         self._held_by: list[LaneClient] = []
         self._facts = Facts(finish_reason="cancelled", num_input_tokens=0, num_output_tokens=0)
         self._finished = False
@@ -93,6 +99,8 @@ class Journey:
             self._fail(TandemError("engine_failed", f"internal error while {self._step}: {error}"))
         finally:
             timer.cancel()
+            if self._route is not None:
+                self._route.end()
             for lane in self._held_by:
                 lane.cancel(self._id)
                 lane.close(self._id)
@@ -112,15 +120,16 @@ class Journey:
 
     async def _travel(self) -> None:
         self._step = "waiting for workers"
-        prefill, decode = await self._fleet.route()
-        stopping = await self._read(prefill, decode)
-        handle = await self._prefill(prefill, stopping)
-        if handle is not None:
+        max_model_len = await self._fleet.max_model_len()
+        stopping = await self._read(max_model_len)
+        prefill, decode = await self._choose_workers(stopping)
+        if prefill is None:
+            await self._generate(decode, stopping)
+        elif (handle := await self._prefill(prefill, stopping)) is not None:
             await self._decode(decode, stopping, handle)
 
-    async def _read(self, prefill: LaneClient, decode: LaneClient) -> Stopping:
+    async def _read(self, max_model_len: int) -> Stopping:
         self._step = "reading the prompt"
-        max_model_len = min(lane.info.max_model_len for lane in (prefill, decode) if lane.info)
         self._prompt = await self._read_prompt(self.ask, max_model_len)
         check_ids("stop_token_ids", self.ask.stop_token_ids, self._codec.vocab_size)
         stopping = resolve_stopping(
@@ -134,12 +143,21 @@ class Journey:
         self._note(num_input_tokens=len(self._prompt))
         return stopping
 
+    async def _choose_workers(self, stopping: Stopping) -> tuple[LaneClient | None, LaneClient]:
+        """A worker for each stage, or None and one for both."""
+        self._step = "waiting for workers"
+        prefill, decode, self._route, plan = await self._fleet.route(self._prompt, stopping.max_tokens)
+        why = one_line(plan)
+        log.debug("request %s: %s", self._id, why)
+        self._note(route=why)
+        return prefill, decode
+
     async def _prefill(self, lane: LaneClient, stopping: Stopping) -> bytes | None:
         """The first token leaves for the client; returns the KV handle, or None when the answer is over."""
         self._step = f"in prefill on {lane.worker.name}"
         work = Prefill(request_id=self._id, token_ids=self._prompt, sampling=self.ask.sampling, stopping=stopping)
         self._note(prefill_worker=lane.worker.name)
-        mailbox = await self._submit(lane, work)
+        mailbox = await self._submit("prefill", lane, work)
         while True:
             prefilled = self._take(await mailbox.take(), Prefilled)
             if prefilled is not None:
@@ -169,7 +187,18 @@ class Journey:
             handle=handle,
         )
         self._note(decode_worker=lane.worker.name)
-        mailbox = await self._submit(lane, work)
+        await self._follow(lane, work)
+
+    async def _generate(self, lane: LaneClient, stopping: Stopping) -> None:
+        """One worker does both stages."""
+        self._step = f"in both stages on {lane.worker.name}"
+        work = Generate(request_id=self._id, token_ids=self._prompt, sampling=self.ask.sampling, stopping=stopping)
+        self._note(prefill_worker=lane.worker.name, decode_worker=lane.worker.name)
+        await self._follow(lane, work)
+
+    async def _follow(self, lane: LaneClient, work: Decode | Generate) -> None:
+        """Hand over the last work of the request, and stay with it to the end."""
+        mailbox = await self._submit("decode", lane, work)
         while not self._finished:
             finished = self._take(await mailbox.take(), Finished)
             if self._stopped_by_word():
@@ -183,9 +212,12 @@ class Journey:
 
     # -------------------------------------------------------------- its parts
 
-    async def _submit(self, lane: LaneClient, work: Prefill | Decode) -> Mailbox:
+    async def _submit(self, stage: StageName, lane: LaneClient, work: AnyWork) -> Mailbox:
         self._held_by.append(lane)
-        return await lane.submit(work)
+        mailbox = await lane.submit(work)
+        if self._route is not None:
+            self._route.sent(stage)
+        return mailbox
 
     def _take(self, events: list[EngineEvent], last: type[Prefilled] | type[Finished]) -> Prefilled | Finished | None:
         """Take in events; returns the one that ends the stage, if it is among them."""
@@ -212,6 +244,8 @@ class Journey:
         if new and before is None:
             ttft_s = time.monotonic() - self._started
             self._note(ttft_ms=1e3 * ttft_s)
+            if self._route is not None:
+                self._route.first_token()
             self._metrics.first_token(ttft_s)
         elif new and before is not None and self._answer.last_token_at is not None:
             self._metrics.tokens(new, (self._answer.last_token_at - before) / new)
@@ -219,6 +253,8 @@ class Journey:
     def _release_prefill(self) -> None:
         """Decode has the KV: nothing of this request is left on the prefill worker."""
         self._held_by = self._held_by[1:]
+        if self._route is not None:
+            self._route.released()
 
     def _stopped_by_word(self) -> bool:
         return self._answer is not None and self._answer.stopped

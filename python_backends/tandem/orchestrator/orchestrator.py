@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from tandem.api.answer import Facts, facts_tensors
-from tandem.api.ask import Ask, read_ask
+from tandem.api.ask import Ask, read_ask, resolve_stopping
 from tandem.api.cancel_watch import CancelWatch
 from tandem.api.responder import Responder
 from tandem.api.tensors import Tensors, take_bool, text_tensor
@@ -21,6 +23,7 @@ from tandem.orchestrator.fleet import Fleet
 from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.prompt import read_prompt, text_size
+from tandem.routing.explain import explain
 from tandem.text.codec import TextCodec
 
 log = logging.getLogger(__name__)
@@ -80,6 +83,9 @@ class Orchestrator:
                 raise TandemError("overloaded", "the server is shutting down; send the request to another one")
             if len(self._journeys) >= self._limits.max_requests:
                 raise self._overloaded()
+            if ask.explain:
+                asyncio.run_coroutine_threadsafe(self._explain(ask, responder), self._loop)
+                return
         except TandemError as error:
             self._metrics.failed(error.code)
             responder.fail(error)
@@ -120,6 +126,21 @@ class Orchestrator:
         if text_size(ask) <= LONG_TEXT:
             return read_prompt(ask, self._codec, max_model_len)
         return await self._loop.run_in_executor(None, read_prompt, ask, self._codec, max_model_len)
+
+    async def _explain(self, ask: Ask, responder: Responder) -> None:
+        """What the router would decide now, as JSON in ``text_output``; nothing is sent to a worker."""
+        try:
+            max_model_len = await self._fleet.max_model_len()
+            prompt = await self._read_prompt(ask, max_model_len)
+            defaults = self._limits.default_max_tokens, self._codec.eos_token_ids
+            stopping = resolve_stopping(ask, len(prompt), max_model_len, *defaults)
+            plan = await self._fleet.plan(prompt, stopping.max_tokens)
+            responder.send({"text_output": text_tensor(msgspec.json.encode(explain(plan)))}, final=True)
+        except TandemError as error:
+            responder.fail(error)
+        except Exception as error:
+            log.exception("a routing decision cannot be explained")
+            responder.fail(TandemError("engine_failed", f"internal error: {error}"))
 
     def _cancel_by_id(self, request_id: str, responder: Responder) -> None:
         """Cancel every running request with this id; an unknown one is an error."""

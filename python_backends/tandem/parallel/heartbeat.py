@@ -1,15 +1,14 @@
-"""A rank's signs of life: lines on its stdout, which mpiexec carries to the supervisor. So no port is needed.
+"""A rank's signs of life: lines that its guard passes on to its stdout, which mpiexec carries to the supervisor. So no
+port is needed.
 
 ``advance`` is for the engine's loop and its collectives: a rank whose loop stands still hangs, however alive it is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -23,7 +22,7 @@ MAX_MESSAGE = 500
 
 
 class _State:
-    """What the next heartbeat says. One per process, like the process's stdout."""
+    """What the next heartbeat says. One per process."""
 
     fd: int | None = None
     phase: Literal["loading", "running", "stopped", "failed"] = "loading"
@@ -31,13 +30,10 @@ class _State:
     progress = 0
 
 
-def start(on_deaf: Callable[[], None]) -> None:
-    """Say that this rank is alive from now on, at first that it is loading. Whatever else is written to stdout goes to
-    stderr. ``on_deaf`` is called, in a thread of its own, when nobody hears it any more: the launcher is gone.
-    """
-    _State.fd = os.dup(1)
-    os.dup2(2, 1)
-    threading.Thread(target=_beat, args=(on_deaf,), name="heartbeat", daemon=True).start()
+def start(fd: int) -> None:
+    """Say at ``fd`` that this rank is alive from now on, at first that it is loading."""
+    _State.fd = fd
+    threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
 
 
 def advance() -> None:
@@ -62,22 +58,17 @@ def failed(message: str) -> None:
 
 def _say(phase: Literal["running", "stopped", "failed"], message: str = "") -> None:
     _State.phase, _State.message = phase, message[:MAX_MESSAGE]
-    with contextlib.suppress(OSError):  # the thread notices it as well
-        _send()
+    _send()
 
 
 def _send() -> None:
     if _State.fd is None:
         return
     beat = Heartbeat(pid=os.getpid(), phase=_State.phase, progress=_State.progress, message=_State.message)
-    os.write(_State.fd, PREFIX + msgspec.json.encode(beat) + b"\n")
+    os.write(_State.fd, msgspec.json.encode(beat) + b"\n")
 
 
-def _beat(on_deaf: Callable[[], None]) -> None:
+def _beat() -> None:
     while True:
-        try:
-            _send()
-        except OSError:
-            on_deaf()
-            return
+        _send()
         time.sleep(PERIOD_S)

@@ -1,4 +1,4 @@
-"""One MPI job as its supervisor has it: mpiexec, what its ranks say, and which of those on this host have ended."""
+"""One MPI job as its supervisor has it: mpiexec, and what its ranks say."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import contextlib
 import os
 import re
 import selectors
-import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tandem.parallel import processes
 from tandem.parallel.output import Demultiplexer, Line
@@ -51,9 +49,6 @@ class Job:
             start_new_session=True,
             preexec_fn=partial(processes.die_with_parent, os.getpid()),
         )
-        self.dead: list[int] = []
-        """Ranks on this host that have ended, in that order."""
-        self._fates: dict[int, str] = {}
         self._words: deque[Word] = deque(maxlen=WORDS)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -71,12 +66,6 @@ class Job:
         """No longer."""
         self._selector.unregister(fd)
 
-    def follow(self, rank: int, pid: int) -> None:
-        """Notice the end of a rank on this host."""
-        with contextlib.suppress(OSError):  # it has ended before; so mpiexec will say
-            fd = os.pidfd_open(pid)
-            self.listen(fd, partial(self._note_end, rank, pid, fd))
-
     def step(self, timeout_s: float) -> None:
         """Take what is there; wait for it at most ``timeout_s``."""
         for key, _ in self._selector.select(timeout_s):
@@ -92,10 +81,6 @@ class Job:
         while self._open and (left := deadline - time.monotonic()) > 0:
             self.step(left)
 
-    def fate(self, rank: int) -> str:
-        """How a rank in ``dead`` ended, as a predicate."""
-        return self._fates[rank]
-
     def words(self) -> list[Word]:
         """The last lines on stderr."""
         return list(self._words)
@@ -105,6 +90,10 @@ class Job:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.terminate()
             self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """End mpiexec at once."""
+        self._process.kill()
 
     def close(self) -> None:
         """Reap mpiexec, which has been ended, and give everything back."""
@@ -138,20 +127,3 @@ class Job:
         text = data.decode(errors="replace").rstrip()
         self._words.append((rank, text))
         self._on_words(rank, text)
-
-    def _note_end(self, rank: int, pid: int, fd: int) -> None:
-        self._fates[rank] = _find_fate(pid)
-        self.dead.append(rank)
-        self.unlisten(fd)
-        os.close(fd)
-
-
-def _find_fate(pid: int) -> str:
-    """How a process ended, if its parent has not taken note of that yet."""
-    try:
-        code = int(Path(f"/proc/{pid}/stat").read_text().split()[-1])
-    except (OSError, ValueError):
-        return "has ended"
-    if number := code & 0x7F:
-        return f"was killed by {signal.Signals(number).name}"
-    return f"has ended with exit status {code >> 8}"

@@ -15,7 +15,8 @@ from typing import Literal
 
 from tandem.deployment import Parallel, Worker
 from tandem.errors import TandemError
-from tandem.parallel.network import SUBNET, check_first_host
+from tandem.parallel import processes, shared_memory
+from tandem.parallel.network import check_first_host
 
 log = logging.getLogger(__name__)
 
@@ -167,14 +168,14 @@ def build_call(
         TandemError: ``invalid_request``: the hosts cannot be reached from here like this.
     """
     environment = {**environment, "MPI4PY_LIBMPI": str(launcher.library)}
-    if parallel.subnet:
-        environment[SUBNET] = parallel.subnet
     if len(worker.hosts) > 1:
         check_first_host(worker)
     if launcher.implementation == "mpich":
         options = _mpich_options(parallel, worker)
     else:
         environment.update(_openmpi_environment(launcher, parallel, worker, directory))
+        if tag := environment.get(processes.TAG):
+            environment.update(shared_memory.choose_directory(tag))
         options = _openmpi_options(launcher, worker)
         for name in sorted(filter(_FORWARDED.fullmatch, environment)):
             options += ["-x", name]

@@ -8,11 +8,10 @@ import socket
 
 import psutil
 
-from tandem.deployment import Worker
+from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
 
-SUBNET = "TANDEM_SUBNET"
-"""Environment variable that tells ranks which network to use."""
+LOOPBACK = "lo"
 
 
 def check_first_host(worker: Worker) -> None:
@@ -42,17 +41,21 @@ def _is_ours(address: tuple[int, str]) -> bool:
     return True
 
 
-def use_subnet() -> None:
-    """Have MPI and NIXL in this process use the network that ``TANDEM_SUBNET`` names. Interfaces have another name on
-    each host, so each rank looks for its own. What the environment says already stays.
+def use_network(deployment: Deployment) -> None:
+    """Have MPI and NIXL in this process use the deployment's network, and no other: that of ``parallel.subnet``, or
+    loopback where all workers are on one machine, so that nothing listens for strangers or goes with an interface.
+    Interfaces have another name on each host, so each rank looks for its own. What the environment says already stays.
 
     Raises:
         TandemError: ``invalid_request``: this host is not in that network.
     """
-    subnet = os.environ.get(SUBNET)
-    if not subnet:
-        return
-    interface = _find_interface(subnet)
+    subnet = deployment.parallel.subnet
+    if subnet is None:
+        if any(len(worker.hosts) > 1 for worker in deployment.worker):
+            return
+        interface: str | None = LOOPBACK
+    else:
+        interface = _find_interface(subnet)
     if interface is None:
         raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no address in {subnet}")
     for name in ("UCX_NET_DEVICES", "FI_TCP_IFACE"):

@@ -18,6 +18,7 @@ import psutil
 TAG = "TANDEM_GROUP"
 """Environment variable of every process of a group; its value names the group."""
 END_TIMEOUT_S = 5.0
+NAP_S = 0.02
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,6 +34,16 @@ def find_group(tag: str) -> list[psutil.Process]:
                 found.update({p.pid: p for p in [process, *process.children(recursive=True)]})
     found.pop(os.getpid(), None)
     return list(found.values())
+
+
+def wait_group(tag: str, timeout_s: float) -> bool:
+    """Whether all processes of the group ``tag`` on this host end by themselves within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while find_group(tag):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(NAP_S)
+    return True
 
 
 def end_group(tag: str, timeout_s: float = END_TIMEOUT_S) -> bool:

@@ -2,7 +2,7 @@
 
 ``python -m tandem.parallel.rank --worker NAME --endpoint ipc://PATH``. The deployment comes in the environment: other
 hosts have no copy of the file. A rank that ends, in good order or not, says so and waits: the supervisor ends the group
-as a whole. One that nobody hears, as supervisor or link are gone, ends what there is of the group on its host.
+as a whole.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import base64
 import faulthandler
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,17 +22,16 @@ from tandem.deployment import Deployment, Worker, to_json
 from tandem.engines.registry import find_follower
 from tandem.engines.server import build_engine, log_to_stderr, run_engine
 from tandem.errors import TandemError
-from tandem.parallel import heartbeat, processes
-from tandem.parallel.network import use_subnet
+from tandem.parallel import guard, heartbeat
+from tandem.parallel.network import use_network
 from tandem.parallel.shared_memory import forget_names
 
 log = logging.getLogger(__name__)
 
 DEPLOYMENT = "TANDEM_DEPLOYMENT"
 """Environment variable: the deployment as JSON, in base64, which every launcher passes on unharmed."""
-LINGER_S = 5.0
-"""How long a rank that is at its end waits to be ended."""
-DAEMON_TIMEOUT_S = 1.0
+LINGER_S = 3.0
+"""How long a rank that is at its end waits to be ended: MPI takes the job along with one that leaves."""
 
 
 def build_program(
@@ -53,28 +51,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--endpoint", required=True, help="ipc:// address of the stage, which is rank 0's")
     parser.add_argument("--engine", help="engine name or module:function, in place of the deployment's")
     args = parser.parse_args(arguments)
-    launcher = os.getppid()  # mpiexec, or its daemon on this host
-    processes.die_with_parent(launcher)
-    heartbeat.start(on_deaf=lambda: _end(launcher))
+    deployment = msgspec.json.decode(base64.b64decode(os.environ[DEPLOYMENT]), type=Deployment)
+    heartbeat.start(guard.split(deployment.parallel.hang_timeout_s))
     faulthandler.enable()
     log_to_stderr()
     threading.excepthook = _fail_with_thread
-    problem = _run(args)
+    problem = _run(args, deployment)
     if problem is None:
         heartbeat.stopped()
     else:
         log.error("%s", problem)
         heartbeat.failed(problem)
     time.sleep(LINGER_S)
-    _end(launcher)
+    os._exit(0 if problem is None else 1)
 
 
-def _run(args: argparse.Namespace) -> str | None:
+def _run(args: argparse.Namespace, deployment: Deployment) -> str | None:
     """Do this rank's part; what failed, None in good order."""
     try:
-        deployment = msgspec.json.decode(base64.b64decode(os.environ[DEPLOYMENT]), type=Deployment)
         worker = deployment.find_worker(args.worker)
-        use_subnet()
+        use_network(deployment)
         from tandem.parallel.group import RankGroup  # MPI starts here, in the network just chosen
 
         group = RankGroup.join(worker.partition)
@@ -98,17 +94,6 @@ def _fail_with_thread(args: threading.ExceptHookArgs) -> None:
     name = args.thread.name if args.thread else "?"
     log.error("thread %s died", name, exc_info=args.exc_value)
     heartbeat.failed(f"thread {name} died: {args.exc_type.__name__}: {args.exc_value}")
-
-
-def _end(launcher: int) -> None:
-    """End all that there is of this group on this host, and the launcher's daemon, which ends this process, too."""
-    if tag := os.environ.get(processes.TAG):
-        processes.end_group(tag)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if os.getppid() == launcher:
-            os.kill(launcher, number)
-            time.sleep(DAEMON_TIMEOUT_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

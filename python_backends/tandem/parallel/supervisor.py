@@ -29,7 +29,7 @@ from tandem.parallel import heartbeat, processes
 from tandem.parallel.job import Job
 from tandem.parallel.launch import build_call, find_launcher
 from tandem.parallel.rank import build_program
-from tandem.parallel.verdict import find_bereaved, find_culprit, summarize
+from tandem.parallel.verdict import summarize
 from tandem.parallel.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ TICK_S = 0.1
 DRAIN_S = 1.0
 """For mpiexec to say what it knows, when a job ends by itself."""
 TERMINATE_S = 1.5
-"""For mpiexec to end remote ranks, and to tidy up; what is left here is killed then."""
+"""For mpiexec to end ranks on other hosts."""
+GUARDS_S = 3.0
+"""For guards to end ranks here when mpiexec is gone, and to tidy up; what is left is killed then."""
 STOP_GRACE_S = 3.0
 """From the leader's good end to that of its followers."""
 REPORT_PERIOD_S = 1.0
@@ -71,6 +73,8 @@ class Supervisor:
         self._stop_by: float | None = None
         """When to end the group, even if it has not stopped by itself."""
         self._reported = 0.0
+        self._ran = False
+        """Whether all ranks have been running at one time."""
         launcher = find_launcher(deployment.parallel)
         program, environment = build_program(deployment, worker, endpoint, engine)
         environment = {**os.environ, **environment, processes.TAG: self._tag}
@@ -85,7 +89,10 @@ class Supervisor:
         try:
             return self._supervise()
         finally:
-            self._job.terminate(TERMINATE_S)
+            if len(self._worker.hosts) > 1:
+                self._job.terminate(TERMINATE_S)
+            self._job.kill()
+            processes.wait_group(self._tag, GUARDS_S)
             if not processes.end_group(self._tag):
                 log.error("processes of the group survive SIGKILL")
             self._job.close()
@@ -115,35 +122,20 @@ class Supervisor:
         """Whether the group has stopped in good order, or had its time to."""
         if self._watch.phase(0) == "stopped" and self._stop_by is None:
             self._stop_by = now + STOP_GRACE_S
-        return self._watch.all_stopped() or (self._stop_by is not None and now > self._stop_by)
+        return self._watch.all_are("stopped") or (self._stop_by is not None and now > self._stop_by)
 
     def _find_problem(self, now: float) -> str | None:
         if (problem := self._watch.find_problem(now)) is not None:
             return problem
         if self._stop_by is not None:
             return None
-        status = self._job.status()
-        if status is not None and status < 0:  # ranks end with it, so this is first
+        if (status := self._job.status()) is None:
+            return None
+        if status < 0:  # ranks end with it, so this is first
             return f"mpiexec was killed by {signal.Signals(-status).name}"
-        return self._explain_end() if self._job.dead or status is not None else None
-
-    def _explain_end(self) -> str:
-        """Why the job ends by itself. A rank here may have ended because of one on another host: mpiexec is heard."""
-        if not self._job.dead or len(self._worker.hosts) > 1:
-            self._job.drain(DRAIN_S)
-            if (failure := self._watch.find_problem(time.monotonic())) is not None:
-                return failure
-            words = self._job.words()
-            pids = [self._watch.pid(rank) for rank in range(self._worker.group_size)]
-            if (rank := find_culprit(words, pids, self._hosts)) is not None:
-                return f"{self._watch.describe(rank)} has ended"
-            if (rank := find_bereaved(words)) is not None:
-                fate = "that one has ended, or its host or link is down"
-                return f"{self._watch.describe(rank)} lost its connection to another rank: {fate}"
-        if self._job.dead:
-            first = self._job.dead[0]
-            return f"{self._watch.describe(first)} {self._job.fate(first)}"
-        return f"mpiexec has ended with status {self._job.status()}: {summarize(self._job.words())}"
+        self._job.drain(DRAIN_S)
+        said = f"mpiexec has ended with status {status}: {summarize(self._job.words())}"
+        return None if self._watch.all_are("stopped") else self._watch.find_end() or said
 
     def _show_life(self, now: float) -> None:
         """Until rank 0 speaks with the stage; while it starts MPI it cannot speak either."""
@@ -162,9 +154,10 @@ class Supervisor:
         except msgspec.DecodeError as error:
             log.error("dropped a heartbeat of rank %d: %s", rank, error)
             return
-        if self._watch.pid(rank) is None and self._worker.host_of(rank) is None:
-            self._job.follow(rank, beat.pid)
         self._watch.hear(rank, beat, time.monotonic())
+        if not self._ran and self._watch.all_are("running"):
+            self._ran = True
+            log.info("all ranks are running")
 
     def _write_words(self, rank: int | None, line: str) -> None:
         host = None if rank is None else self._hosts[rank]

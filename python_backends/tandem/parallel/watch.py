@@ -9,7 +9,7 @@ from typing import Literal
 from tandem.messages import Heartbeat
 from tandem.parallel.heartbeat import PERIOD_S
 
-Phase = Literal["loading", "running", "stopped", "failed"]
+Phase = Literal["loading", "running", "stopped", "failed", "exited", "killed"]
 
 START_TIMEOUT_S = 60.0
 """For a rank to be heard of for the first time."""
@@ -17,6 +17,8 @@ LOADING_SILENCE_S = 15.0
 """While libraries are loaded, a rank may hold its breath for longer."""
 SHARE = 0.5
 """Of the limit: who has been silent, or stood still, for as long when another one reaches it shares its fate."""
+ECHO_S = 0.5
+"""A rank may fail because another one is gone. That one may be heard of a little later."""
 PAUSE_S = 2.0
 """Who has not looked for as long may have stood still itself."""
 
@@ -41,7 +43,8 @@ class Watch:
         self._hang_timeout_s = hang_timeout_s
         self._ranks = [_Rank(heard=now, advanced=now) for _ in hosts]
         self._looked = now
-        self._failure: str | None = None
+        self._ends: dict[int, tuple[float, Heartbeat]] = {}
+        """Ranks that cannot go on, in the order in which they were heard to, and when."""
 
     def hear(self, rank: int, beat: Heartbeat, now: float) -> None:
         """Take one heartbeat."""
@@ -52,8 +55,8 @@ class Watch:
         if beat.progress != known.progress:
             known.advanced = now
         known.heard, known.pid, known.phase, known.progress = now, beat.pid, beat.phase, beat.progress
-        if beat.phase == "failed" and self._failure is None:
-            self._failure = f"{self.describe(rank)} failed: {beat.message}"
+        if beat.phase in ("failed", "exited", "killed"):
+            self._ends.setdefault(rank, (now, beat))
 
     def pid(self, rank: int) -> int | None:
         """The process id of a rank on its host, once it was heard."""
@@ -73,9 +76,9 @@ class Watch:
         """Ranks that were heard at all."""
         return sum(rank.pid is not None for rank in self._ranks)
 
-    def all_stopped(self) -> bool:
-        """Whether every rank has ended in good order."""
-        return all(rank.phase == "stopped" for rank in self._ranks)
+    def all_are(self, phase: Phase) -> bool:
+        """Whether every rank is in ``phase``."""
+        return all(rank.phase == phase for rank in self._ranks)
 
     def find_problem(self, now: float) -> str | None:
         """Why the group has to be ended now, as a sentence; None: it is well."""
@@ -83,7 +86,21 @@ class Watch:
             for rank in self._ranks:
                 rank.heard = rank.advanced = now
         self._looked = now
-        return self._failure or self._find_absent(now) or self._find_silent(now) or self._find_standstill(now)
+        problem = self._find_first_end(now) or self._find_absent(now)
+        return problem or self._find_silent(now) or self._find_standstill(now)
+
+    def find_end(self) -> str | None:
+        """Which rank could not go on first, and why, as far as is known: nobody is killed for another one's failure."""
+        if not self._ends:
+            return None
+        rank = next((rank for rank, (_, beat) in self._ends.items() if beat.phase == "killed"), next(iter(self._ends)))
+        beat = self._ends[rank][1]
+        return f"{self.describe(rank)} {'failed: ' if beat.phase == 'failed' else ''}{beat.message}"
+
+    def _find_first_end(self, now: float) -> str | None:
+        """Once nothing is to be heard any more that came before."""
+        is_over = any(beat.phase == "killed" or now - heard > ECHO_S for heard, beat in self._ends.values())
+        return self.find_end() if is_over else None
 
     def _find_absent(self, now: float) -> str | None:
         absent = self._where(lambda rank: rank.pid is None and now - rank.heard > START_TIMEOUT_S)
@@ -111,7 +128,7 @@ class Watch:
 
     def _find_standstill(self, now: float) -> str | None:
         """A rank that is silent is also one behind which the others stand still: silence is to be noticed first."""
-        if any(rank.phase != "running" for rank in self._ranks):
+        if not self.all_are("running"):
             return None
         limit_s = self._hang_timeout_s + 2 * PERIOD_S
         if not self._where(lambda rank: now - rank.advanced > limit_s):

@@ -41,6 +41,7 @@ def test_every_fact_has_a_tensor_of_its_name() -> None:
         decode_worker="decode_1",
         kv_bytes=5 << 30,
         kv_transfer_ms=0.25,
+        route="prefill on prefill_0",
     )
     tensors = facts_tensors(facts)
     for name in Facts.__struct_fields__:

@@ -55,7 +55,7 @@ def check_refused(done: subprocess.CompletedProcess[str], code: int, *expected: 
 def test_help_names_every_command() -> None:
     done = tandem("--help")
     assert done.returncode == 0
-    for command in ("serve", "generate", "status", "doctor"):
+    for command in ("serve", "generate", "status", "explain", "doctor"):
         assert command in done.stdout
 
 

@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from tandem.errors import TandemError
 from tandem.kv import handle as kv_handle
 from tandem.kv.handle import check, digest_tokens, handle_key, require_compatible, sign, verify
-from tandem.messages import KvFormat, KvHandle, TransferInfo, WorkerInfo
+from tandem.messages import KvFormat, KvHandle, Partition, TransferInfo, WorkerInfo
 
 KEY = bytes(range(32))
 TOKENS = [5, 6, 7, 49151, 0]
-KV = KvFormat(fingerprint="f" * 32, dtype="bfloat16", layout="block-major-v1", block_size=2)
+KV = KvFormat(
+    fingerprint="f" * 32,
+    dtype="bfloat16",
+    layout="head-major-v2",
+    block_size=2,
+    num_layers=4,
+    num_kv_heads=2,
+    slice_bytes=8,
+)
+TWO = Partition(tensor_parallel_size=2)
 
 
 def transfer(**changes: Any) -> TransferInfo:
@@ -35,9 +44,15 @@ def worker(worker_id: str, **changes: Any) -> WorkerInfo:
         "vocab_size": 49152,
         "max_model_len": 128,
         "max_batch_size": 4,
-        "transfer": transfer(),
+        "transfers": [transfer()],
     }
     return WorkerInfo(**{**fields, **changes})
+
+
+def spread(worker_id: str, **changes: Any) -> WorkerInfo:
+    """A worker of two ranks."""
+    fields: dict[str, Any] = {"partition": TWO, "transfers": [transfer(block_bytes=32)] * 2}
+    return worker(worker_id, **{**fields, **changes})
 
 
 PREFILL = worker("prefill_0")
@@ -51,6 +66,7 @@ def make(**changes: Any) -> KvHandle:
         "epoch": 77,
         "lease_id": 3,
         "kv": KV,
+        "partition": Partition(),
         "num_tokens": len(TOKENS),
         "tokens_digest": digest_tokens(TOKENS),
         "block_ids": [4, 5, 8],
@@ -76,8 +92,11 @@ handles = st.builds(
         dtype=st.text(max_size=8),
         layout=st.text(max_size=8),
         block_size=st.integers(1, 256),
-        tensor_parallel_size=st.integers(1, 8),
+        num_layers=st.integers(1, 99),
+        num_kv_heads=st.integers(1, 99),
+        slice_bytes=st.integers(1, 2**20),
     ),
+    partition=st.builds(Partition, tensor_parallel_size=st.integers(1, 8), pipeline_parallel_size=st.integers(1, 8)),
     num_tokens=st.integers(0, 2**31),
     tokens_digest=st.binary(max_size=32),
     block_ids=st.lists(st.integers(0, 2**31), max_size=8),
@@ -133,7 +152,7 @@ def test_signed_garbage_is_malformed(payload: bytes) -> None:
 
 def test_other_version_is_named_even_with_a_good_signature() -> None:
     data = sign(make(version=kv_handle.HANDLE_VERSION + 1), KEY)
-    with pytest.raises(TandemError, match=r"version 2; this worker reads version 1") as error:
+    with pytest.raises(TandemError, match=r"version 3; this worker reads version 2") as error:
         verify(data, KEY)
     assert error.value.code == "handle_version"
 
@@ -157,14 +176,18 @@ def other_kv(**changes: Any) -> KvFormat:
     [
         (make(), None, TOKENS, "handle_unknown_worker", "prefill_0"),
         (make(worker_id="prefill_9"), PREFILL, TOKENS, "handle_unknown_worker", "prefill_9"),
-        (make(), worker("prefill_0", transfer=None), TOKENS, "handle_unknown_worker", "prefill_0"),
+        (make(), worker("prefill_0", transfers=[]), TOKENS, "handle_unknown_worker", "prefill_0"),
         (make(epoch=76), PREFILL, TOKENS, "handle_stale_epoch", "epoch 4c"),
         (make(epoch=78), PREFILL, TOKENS, "handle_stale_epoch", "epoch 4e"),
         (make(kv=other_kv(fingerprint="g")), PREFILL, TOKENS, "handle_fingerprint", "'g'"),
         (make(kv=other_kv(dtype="float32")), PREFILL, TOKENS, "handle_dtype", "float32"),
         (make(kv=other_kv(layout="layer-major")), PREFILL, TOKENS, "handle_layout", "layer-major"),
         (make(kv=other_kv(block_size=4)), PREFILL, TOKENS, "handle_block_size", "4, but 'decode_0' has 2"),
-        (make(kv=other_kv(tensor_parallel_size=2)), PREFILL, TOKENS, "handle_tensor_parallel_size", "2"),
+        (make(kv=other_kv(num_layers=5)), PREFILL, TOKENS, "handle_layout", "num_layers 5, but 'decode_0' has 4"),
+        (make(kv=other_kv(num_kv_heads=4)), PREFILL, TOKENS, "handle_layout", "num_kv_heads 4"),
+        (make(kv=other_kv(slice_bytes=16)), PREFILL, TOKENS, "handle_layout", "slice_bytes 16"),
+        (make(partition=TWO), PREFILL, TOKENS, "handle_partition", "made by tensor-parallel 2 x pipeline 1, but"),
+        (make(), spread("prefill_0"), TOKENS, "handle_partition", "'prefill_0' is tensor-parallel 2 x pipeline 1"),
         (make(num_tokens=6), PREFILL, TOKENS, "handle_tokens", "6 tokens"),
         (make(), PREFILL, TOKENS[:-1], "handle_tokens", "the request has 4"),
         (make(), PREFILL, [*TOKENS[:-1], 1], "handle_tokens", "other tokens"),
@@ -196,13 +219,44 @@ def test_compatible_workers_may_meet() -> None:
     require_compatible(DECODE, PREFILL)
 
 
+def test_a_handle_of_a_group_fits_that_group() -> None:
+    check(make(partition=TWO), DECODE, spread("prefill_0"), TOKENS)
+
+
+def test_workers_may_split_the_model_differently() -> None:
+    require_compatible(DECODE, spread("prefill_0"))
+    require_compatible(spread("decode_0"), PREFILL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"transfers": [transfer(block_bytes=32)]}, "has 1 KV transfers, but is tensor-parallel 2 x pipeline 1"),
+        ({"transfers": [transfer(block_bytes=32)] * 3}, "has 3 KV transfers"),
+        (
+            {"transfers": [transfer(block_bytes=32), transfer(block_bytes=64)]},
+            r"transfers\[1\].block_bytes of 'prefill_0' is 64 instead of 32",
+        ),
+        (
+            {"transfers": [transfer(block_bytes=32), transfer(block_bytes=32, num_blocks=8)]},
+            r"transfers\[1\].num_blocks of 'prefill_0' is 8 instead of 9",
+        ),
+    ],
+)
+def test_every_rank_needs_its_transfer(changes: dict[str, Any], text: str) -> None:
+    for mine, peer in ((DECODE, spread("prefill_0", **changes)), (spread("prefill_0", **changes), DECODE)):
+        with pytest.raises(TandemError, match=text) as error:
+            require_compatible(mine, peer)
+        assert error.value.code == "worker_incompatible"
+
+
 def test_all_differences_are_named() -> None:
     stranger = worker(
         "prefill_0",
-        kv=KvFormat(fingerprint="x", dtype="y", layout="z", block_size=3, tensor_parallel_size=2),
+        kv=KvFormat(fingerprint="x", dtype="y", layout="z", block_size=3, num_layers=5, num_kv_heads=3, slice_bytes=9),
         vocab_size=7,
         protocol_version=99,
-        transfer=transfer(block_bytes=65),
+        transfers=[transfer(block_bytes=65)],
     )
     with pytest.raises(TandemError) as error:
         require_compatible(DECODE, stranger)
@@ -214,7 +268,7 @@ def test_all_differences_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("peer", "text"),
-    [(worker("decode_0"), "same worker_id"), (worker("prefill_0", transfer=None), "'prefill_0' has no KV transfer")],
+    [(worker("decode_0"), "same worker_id"), (worker("prefill_0", transfers=[]), "'prefill_0' has no KV transfer")],
 )
 def test_impossible_pairs(peer: WorkerInfo, text: str) -> None:
     with pytest.raises(TandemError, match=text):

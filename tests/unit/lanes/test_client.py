@@ -13,6 +13,7 @@ from tandem.deployment import Worker
 from tandem.errors import TandemError
 from tandem.lanes.client import LaneClient
 from tandem.messages import (
+    BlocksStored,
     Cancel,
     Done,
     EngineEvent,
@@ -22,6 +23,7 @@ from tandem.messages import (
     Hello,
     HelloReply,
     KvFormat,
+    KvReport,
     LaneReply,
     LaneRequest,
     Load,
@@ -36,7 +38,7 @@ from tandem.messages import (
     WorkerInfo,
 )
 
-KV = KvFormat(fingerprint="f", dtype="float32", layout="l", block_size=16)
+KV = KvFormat(fingerprint="f", dtype="float32", layout="l", block_size=16, num_layers=1, num_kv_heads=1, slice_bytes=64)
 
 
 class ScriptedWorker:
@@ -48,6 +50,8 @@ class ScriptedWorker:
         self.refuse: set[str] = set()
         self.seen: list[LaneRequest] = []
         self.gone = threading.Event()
+        self.kv: KvReport | None = None
+        self.asked_from: list[int | None] = []
 
     def call(self, request: LaneRequest) -> LaneReply:
         if self.gone.is_set():
@@ -62,7 +66,8 @@ class ScriptedWorker:
                     events = self.events.get(timeout=0.05)
                 except queue.Empty:
                     events = []
-                return PollReply(epoch=self.epoch, events=events, load=Load(running=len(events)))
+                self.asked_from.append(request.kv_from)
+                return PollReply(epoch=self.epoch, events=events, load=Load(running=len(events)), kv=self.kv)
             case Submit():
                 ids = [work.request_id for work in request.work]
                 return SubmitReply(
@@ -82,8 +87,30 @@ class ScriptedWorker:
             vocab_size=10,
             max_model_len=10,
             max_batch_size=1,
-            transfer=None,
         )
+
+
+class Observer:
+    """Keeps what the lane tells."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.told: list[str] = []
+        self.reports: list[KvReport] = []
+
+    def greeted(self, lane: LaneClient) -> None:
+        assert lane.info is not None
+        self.told.append(f"greeted {lane.info.epoch}")
+        self.arrived.set()
+
+    def polled(self, lane: LaneClient, reply: PollReply) -> None:
+        if reply.kv is not None:
+            self.reports.append(reply.kv)
+            lane.kv_from = reply.kv.first + len(reply.kv.events)
+
+    def lost(self, lane: LaneClient) -> None:
+        assert lane.info is None
+        self.told.append("lost")
 
 
 def work(request_id: str) -> Generate:
@@ -94,12 +121,12 @@ def on_lane(test: Callable[[LaneClient, ScriptedWorker], object]) -> None:
     """Run an asynchronous test against a greeted lane, and end the lane whatever happens."""
 
     async def run() -> None:
-        worker, greeted = ScriptedWorker(), asyncio.Event()
+        worker, observer = ScriptedWorker(), Observer()
         loop = asyncio.get_running_loop()
-        lane = LaneClient("lane", Worker(name="w", stage="decode"), worker, loop, lambda _: greeted.set())
+        lane = LaneClient("lane", Worker(name="w", stage="decode"), worker, loop, observer)
         lane.start()
         try:
-            await asyncio.wait_for(greeted.wait(), 10)
+            await asyncio.wait_for(observer.arrived.wait(), 10)
             await asyncio.wait_for(test(lane, worker), 20)  # type: ignore[arg-type]
         finally:
             await asyncio.to_thread(lane.stop)
@@ -203,5 +230,31 @@ def test_a_request_that_is_closed_is_no_longer_outstanding() -> None:
         lane.close("a")
         worker.events.put([Tokens(request_id="a", index=0, token_ids=[1])])  # late: nobody's
         assert lane.outstanding == 1
+
+    on_lane(test)
+
+
+def test_the_observer_hears_of_every_coming_and_going() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        observer = lane._observer
+        assert isinstance(observer, Observer)
+        worker.epoch = 2
+        while len(observer.told) < 3:
+            await asyncio.sleep(0.01)
+        assert observer.told == ["greeted 1", "lost", "greeted 2"]
+
+    on_lane(test)
+
+
+def test_reports_of_the_prefix_cache_are_asked_for_and_handed_over() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        observer = lane._observer
+        assert isinstance(observer, Observer)
+        assert set(worker.asked_from) <= {None}  # nobody wants them yet
+        lane.kv_from = 4
+        worker.kv = KvReport(first=4, events=[BlocksStored(hashes=[1]), BlocksStored(hashes=[2])])
+        while 6 not in worker.asked_from:
+            await asyncio.sleep(0.01)
+        assert observer.reports[0] == worker.kv
 
     on_lane(test)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import pytest
 
-from tandem.deployment import Deployment, Model, Worker
+from tandem.deployment import Deployment, Model, Routing, Worker
 from tandem.errors import TandemError
+from tandem.kv.hashes import hash_blocks
+from tandem.lanes.client import LaneClient
 from tandem.messages import (
+    BlocksStored,
     Done,
     Hello,
     HelloReply,
     KvFormat,
+    KvReport,
     LaneReply,
     LaneRequest,
     Load,
@@ -32,7 +36,11 @@ from tandem.orchestrator import fleet as fleet_module
 from tandem.orchestrator.fleet import Fleet
 
 DEADLINE_S = 20.0
-KV = KvFormat(fingerprint="f", dtype="bfloat16", layout="l", block_size=16)
+KV = KvFormat(
+    fingerprint="f", dtype="bfloat16", layout="l", block_size=16, num_layers=1, num_kv_heads=1, slice_bytes=64
+)
+PROMPT = list(range(40))
+EVENLY = Routing(policy="least_loaded", conditional_disaggregation=False)
 
 
 class Remote:
@@ -46,12 +54,14 @@ class Remote:
             engine="torch",
             kv=kv,
             vocab_size=10,
-            max_model_len=10,
+            max_model_len=100,
             max_batch_size=1,
-            transfer=TransferInfo(agent_name=name, agent_metadata=b"", address=0, block_bytes=64, num_blocks=4),
+            transfers=[TransferInfo(agent_name=name, agent_metadata=b"", address=0, block_bytes=64, num_blocks=4)],
         )
         self.ready = True
         self.load = Load()
+        self.kv: KvReport | None = None
+        self.asked_from: int | None = None
         self.peers: list[WorkerInfo] = []
         self.news = threading.Event()
 
@@ -59,7 +69,9 @@ class Remote:
         match request:
             case Poll():
                 self.news.wait(0.02)
-                return PollReply(epoch=self.info.epoch if self.ready else 0, events=[], load=self.load)
+                self.asked_from = request.kv_from
+                epoch = self.info.epoch if self.ready else 0
+                return PollReply(epoch=epoch, events=[], load=self.load, kv=self.kv)
             case Hello() if self.ready:
                 return HelloReply(worker=self.info, load=self.load)
             case Pair():
@@ -75,23 +87,39 @@ class Remote:
 class Site:
     """A fleet and the workers behind it."""
 
-    def __init__(self, each: int, decode_kv: KvFormat) -> None:
+    def __init__(self, each: int, decode_kv: KvFormat, routing: Routing) -> None:
         self.remotes = {f"prefill_{n}": Remote(f"prefill_{n}", "prefill", KV) for n in range(each)}
         self.remotes |= {f"decode_{n}": Remote(f"decode_{n}", "decode", decode_kv) for n in range(each)}
         workers = [Worker(name=name, stage=remote.info.stage) for name, remote in self.remotes.items()]
-        deployment = Deployment(name="test", model=Model(path="/nowhere"), worker=workers)
+        deployment = Deployment(name="test", model=Model(path="/nowhere"), worker=workers, routing=routing)
         self.fleet = Fleet(deployment, lambda worker: self.remotes[worker.name])
 
-    async def route(self) -> tuple[str, str]:
-        prefill, decode = await asyncio.wait_for(self.fleet.route(), DEADLINE_S)
-        return prefill.worker.name, decode.worker.name
+    async def route(self) -> tuple[str | None, str]:
+        """The names of the workers that a request gets, which ends at once."""
+        prefill, decode, route, _ = await asyncio.wait_for(self.fleet.route(PROMPT, 8), DEADLINE_S)
+        route.end()
+        return prefill and prefill.worker.name, decode.worker.name
+
+    async def all_met(self) -> None:
+        await until(lambda: not self.fleet._strangers)
+
+    def lane(self, name: str) -> LaneClient:
+        return self.fleet._lanes[name]
 
 
-def on_site(test: Callable[[Site], Awaitable[None]], each: int = 1, decode_kv: KvFormat = KV) -> None:
-    """Run a test with ``each`` prefill and decode workers."""
+def on_site(
+    test: Callable[[Site], Awaitable[None]],
+    each: int = 1,
+    decode_kv: KvFormat = KV,
+    routing: Routing = EVENLY,
+    late: Sequence[str] = (),
+) -> None:
+    """Run a test with ``each`` prefill and decode workers, of which those that are ``late`` are not ready yet."""
 
     async def run() -> None:
-        site = Site(each, decode_kv)
+        site = Site(each, decode_kv, routing)
+        for name in late:
+            site.remotes[name].ready = False
         site.fleet.start()
         try:
             await asyncio.wait_for(test(site), 3 * DEADLINE_S)
@@ -118,16 +146,9 @@ def test_workers_that_fit_are_introduced_to_each_other() -> None:
     on_site(test)
 
 
-def test_workers_that_do_not_fit_are_never_paired(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(fleet_module, "WORKER_WAIT_S", 1.0)
-
+def test_workers_that_do_not_fit_are_never_paired_and_work_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def test(site: Site) -> None:
-        with pytest.raises(TandemError) as caught:
-            await site.route()
-        assert caught.value.code == "worker_lost"
-        assert "no prefill worker is ready" in caught.value.message
+        assert await site.route() == (None, "decode_0")
         assert site.remotes["decode_0"].peers == []
 
     on_site(test, decode_kv=msgspec.structs.replace(KV, dtype="float32"))
@@ -135,26 +156,73 @@ def test_workers_that_do_not_fit_are_never_paired(
     assert "float32" in caplog.text
 
 
-def test_a_request_waits_for_a_worker_that_starts_again() -> None:
+def test_a_worker_that_is_early_waits_for_the_others() -> None:
+    """Before all have met, nobody does the work of two."""
+
+    async def test(site: Site) -> None:
+        waiting = asyncio.ensure_future(site.route())
+        await until(lambda: site.lane("decode_0").info)
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        site.remotes["prefill_0"].ready = True
+        assert await waiting == ("prefill_0", "decode_0")
+
+    on_site(test, late=["prefill_0"])
+
+
+def test_one_stage_stands_in_for_the_other_until_it_is_back() -> None:
     async def test(site: Site) -> None:
         await site.route()
         decode = site.remotes["decode_0"]
         decode.ready = False
-        await until(lambda: site.fleet._lanes["decode_0"].info is None)
+        await until(lambda: site.lane("decode_0").info is None)
+        assert await site.route() == (None, "prefill_0")
+        decode.restart()
+        await until(lambda: site.remotes["prefill_0"].peers[-1].epoch == 2)
+        await until(lambda: site.fleet._router._table.paired_bar() is not None)
+        assert await site.route() == ("prefill_0", "decode_0")
+
+    on_site(test)
+
+
+def test_a_request_waits_for_a_worker_that_starts_again() -> None:
+    async def test(site: Site) -> None:
+        await site.route()
+        for remote in site.remotes.values():
+            remote.ready = False
+        await until(lambda: not any(lane.info for lane in site.fleet._lanes.values()))
         waiting = asyncio.ensure_future(site.route())
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        decode.restart()
-        assert await waiting == ("prefill_0", "decode_0")
-        assert site.remotes["prefill_0"].peers[-1].epoch == 2
+        site.remotes["decode_0"].restart()
+        assert await waiting == (None, "decode_0")
+
+    on_site(test)
+
+
+def test_a_request_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "WORKER_WAIT_S", 0.5)
+
+    async def test(site: Site) -> None:
+        await site.all_met()
+        for remote in site.remotes.values():
+            remote.ready = False
+        await until(lambda: not any(lane.info for lane in site.fleet._lanes.values()))
+        with pytest.raises(TandemError) as caught:
+            await site.route()
+        assert caught.value.code == "worker_lost"
+        assert "no prefill worker is ready (deployed: prefill_0)" in caught.value.message
+        with pytest.raises(TandemError, match="no worker is ready"):
+            await site.fleet.max_model_len()
 
     on_site(test)
 
 
 def test_a_request_that_waits_can_be_cancelled() -> None:
     async def test(site: Site) -> None:
-        site.remotes["decode_0"].ready = False
-        await until(lambda: site.fleet._lanes["prefill_0"].info and not site.fleet._lanes["decode_0"].info)
+        for remote in site.remotes.values():
+            remote.ready = False
+        await until(lambda: not any(lane.info for lane in site.fleet._lanes.values()))
         waiting = asyncio.ensure_future(site.route())
         await asyncio.sleep(0)
         waiting.cancel()
@@ -166,13 +234,44 @@ def test_a_request_that_waits_can_be_cancelled() -> None:
 
 def test_the_worker_with_less_in_hand_is_chosen_and_a_lost_one_is_not() -> None:
     async def test(site: Site) -> None:
-        await until(lambda: all(len(lane.paired_with) == 2 for lane in site.fleet._lanes.values()))
+        await site.all_met()
         site.remotes["prefill_0"].load = Load(queued=3)
         site.remotes["decode_0"].load = Load(running=2)
-        await until(lambda: site.fleet._lanes["prefill_0"].load.queued and site.fleet._lanes["decode_0"].load.running)
+        await until(lambda: site.lane("prefill_0").load.queued and site.lane("decode_0").load.running)
         assert await site.route() == ("prefill_1", "decode_1")
         site.remotes["decode_1"].ready = False
-        await until(lambda: site.fleet._lanes["decode_1"].info is None)
+        await until(lambda: site.lane("decode_1").info is None)
         assert await site.route() == ("prefill_1", "decode_0")
 
     on_site(test, each=2)
+
+
+def test_a_request_counts_until_its_route_ends() -> None:
+    async def test(site: Site) -> None:
+        await site.all_met()
+        first = await site.fleet.route(PROMPT, 8)
+        second = await site.fleet.route(PROMPT, 8)
+        assert first.prefill is not second.prefill
+        assert first.decode is not second.decode
+        first.route.end()
+        assert await site.route() == (first.prefill and first.prefill.worker.name, first.decode.worker.name)
+
+    on_site(test, each=2)
+
+
+def test_a_request_goes_where_its_prompt_is_cached() -> None:
+    """Reports are asked for from the first change on, and after a restart anew."""
+
+    async def test(site: Site) -> None:
+        await site.all_met()
+        remote = site.remotes["prefill_1"]
+        await until(lambda: remote.asked_from == 1)
+        remote.kv = KvReport(first=1, events=[BlocksStored(hashes=hash_blocks(PROMPT, 16))])
+        await until(lambda: remote.asked_from == 2)
+        assert {(await site.route())[0] for _ in range(20)} == {"prefill_1"}
+        remote.ready, remote.kv = False, None
+        await until(lambda: site.lane("prefill_1").info is None)
+        remote.restart()
+        await until(lambda: site.lane("prefill_1").info and remote.asked_from == 1)
+
+    on_site(test, each=2, routing=Routing(conditional_disaggregation=False))

@@ -13,13 +13,25 @@ import pytest
 from tandem.api.ask import Ask
 from tandem.deployment import Limits
 from tandem.errors import TandemError
-from tandem.messages import Decode, Failed, Finished, FinishReason, Prefill, Prefilled, Pulled, Sampling, Tokens
+from tandem.messages import (
+    Decode,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    Prefill,
+    Prefilled,
+    Pulled,
+    Sampling,
+    Tokens,
+)
 from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.prompt import read_prompt
 from tandem.text.codec import TextCodec
 from tests.unit.api.channel import Channel
 from tests.unit.orchestrator.workers import Lane, Workers
+from tests.unit.routing.sites import PREFILL_S
 from tests.unit.text.models import write_model
 
 DEADLINE_S = 20.0
@@ -83,6 +95,7 @@ class Trip:
         await asyncio.wait_for(self.task, DEADLINE_S)
         assert self.client.closed
         assert self.prefill.open == self.decode.open == set()
+        assert self.workers.idle()
 
     async def reach_prefill(self) -> None:
         self.start()
@@ -138,6 +151,61 @@ def test_a_whole_journey(codec: TextCodec) -> None:
     assert {name: trip.client.fact(name) for name in facts} == facts
     assert trip.prefill.cancelled == trip.decode.cancelled == []
     assert trip.count("length") == 1
+
+
+def test_both_stages_on_one_worker(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.workers.whole = True
+        trip.start()
+        await trip.until(lambda: trip.decode.work)
+        request_id = trip.decode.work[0].request_id
+        trip.decode.say(Tokens(request_id=request_id, index=0, token_ids=trip.answer_ids[:1]))
+        await trip.until(lambda: trip.client.ids() == trip.answer_ids[:1])
+        assert not trip.workers.router._table.wait_s.any()  # the prompt has been read
+        trip.decode.say(Tokens(request_id=request_id, index=1, token_ids=trip.answer_ids[1:]))
+        trip.decode.say(Finished(request_id=request_id, reason="length"))
+        await trip.end()
+
+    trip = travel(test, codec, token_ids=list(range(5, 25)))
+    work = trip.decode.work[0]
+    assert isinstance(work, Generate)
+    assert (work.token_ids, work.output_ids) == (list(range(5, 25)), [])
+    assert trip.prefill.work == trip.prefill.cancelled == trip.decode.cancelled == []
+    assert trip.client.text() == TEXT
+    facts = {"prefill_worker": "decode_0", "decode_worker": "decode_0", "kv_bytes": 0, "finish_reason": "length"}
+    assert {name: trip.client.fact(name) for name in facts} == facts
+    assert str(trip.client.fact("route")).startswith("generate on decode_0: least cost")
+
+
+def test_both_stages_on_one_worker_cancelled(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.workers.whole = True
+        trip.start()
+        await trip.until(lambda: trip.decode.work)
+        trip.journey.cancel()
+        await trip.end()
+
+    trip = travel(test, codec, token_ids=list(range(5, 25)))
+    assert trip.decode.cancelled == [trip.decode.work[0].request_id]
+    assert trip.client.fact("finish_reason") == "cancelled"
+
+
+def test_what_a_request_takes_of_its_workers_is_counted_step_by_step(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        table = trip.workers.router._table
+        await trip.reach_prefill()
+        assert (table.in_hand.tolist(), table.wait_s.tolist()) == ([1, 1], [3 * PREFILL_S, 0])
+        trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=b"ticket"))
+        await trip.until(lambda: trip.decode.work)
+        assert (table.in_hand.tolist(), table.wait_s.tolist()) == ([1, 1], [0, 0])
+        trip.decode.say(trip.pulled())
+        await trip.until(lambda: table.in_hand[0] == 0)
+        assert table.in_hand[1] == 1
+        trip.decode.say(trip.finished())
+        await trip.end()
+
+    trip = travel(test, codec)
+    assert "prefill on prefill_0" in str(trip.client.fact("route"))
 
 
 def test_without_streaming_everything_comes_at_the_end(codec: TextCodec) -> None:

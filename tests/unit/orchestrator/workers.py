@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tandem.errors import TandemError
 from tandem.lanes.client import Mailbox
-from tandem.messages import AnyWork, EngineEvent, KvFormat, StageName, WorkerInfo
+from tandem.messages import AnyWork, EngineEvent, StageName
+from tandem.orchestrator.fleet import Assignment
+from tests.unit.routing.sites import info, make_router, stored
 
 
 class Named:
@@ -19,17 +21,7 @@ class Lane:
 
     def __init__(self, stage: StageName) -> None:
         self.worker = Named(f"{stage}_0")
-        self.info = WorkerInfo(
-            worker_id=self.worker.name,
-            epoch=1,
-            stage=stage,
-            engine="torch",
-            kv=KvFormat(fingerprint="f", dtype="d", layout="l", block_size=16),
-            vocab_size=500,
-            max_model_len=64,
-            max_batch_size=1,
-            transfer=None,
-        )
+        self.info = info(self.worker.name, stage)
         self.mailbox = Mailbox()
         self.work: list[AnyWork] = []
         self.cancelled: list[str] = []
@@ -56,14 +48,29 @@ class Lane:
 
 
 class Workers:
-    """As ``Fleet``."""
+    """As ``Fleet``, with a real router. ``whole``: decode has cached the prompt, and gets all of the request."""
 
     def __init__(self) -> None:
+        self.router = make_router(1)
+        self.whole = False
         self.prefill = Lane("prefill")
         self.decode = Lane("decode")
         self.error: TandemError | None = None
 
-    async def route(self) -> tuple[Lane, Lane]:
+    async def max_model_len(self) -> int:
         if self.error:
             raise self.error
-        return self.prefill, self.decode
+        return 64
+
+    async def route(self, token_ids: list[int], max_tokens: int) -> Assignment:
+        if self.whole:
+            stored(self.router, "decode_0", [1])
+        plan = self.router.plan([1] if self.whole else [], len(token_ids), max_tokens, 0.0)
+        self.assigned = self.router.commit(plan, 0.0)
+        prefill = self.prefill if plan.workers[0] else None
+        return Assignment(prefill, self.decode, self.assigned, plan)  # type: ignore[arg-type]
+
+    def idle(self) -> bool:
+        """Whether the router counts nothing any more."""
+        table = self.router._table
+        return not table.in_hand.any() and not table.wait_s.any() and not table.used_share.any()

@@ -120,7 +120,21 @@ def test_the_first_failure_counts() -> None:
     ranks = Ranks([None] * 3)
     for rank, message in ((2, "a defect"), (0, "a consequence")):
         ranks.watch.hear(rank, Heartbeat(pid=100 + rank, phase="failed", progress=0, message=message), ranks.now)
-    assert ranks.watch.find_problem(ranks.now) == "rank 2 (pid 102) failed: a defect"
+    assert ranks.watch.find_problem(ranks.now) is None  # another one may turn out to have been killed before
+    assert ranks.watch.find_end() == "rank 2 (pid 102) failed: a defect"
+    assert ranks.watch.find_problem(ranks.now + 1.0) == ranks.watch.find_end()
+
+
+def test_who_was_killed_came_before_who_failed_for_it() -> None:
+    ranks = Ranks([None, None, "b"])
+    for rank, phase, message in (
+        (0, "failed", "a broken connection"),
+        (1, "exited", "has ended with exit status 1"),
+        (2, "killed", "was killed by SIGKILL"),
+    ):
+        ranks.watch.hear(rank, Heartbeat(pid=100 + rank, phase=phase, progress=0, message=message), ranks.now)
+        problem = ranks.watch.find_problem(ranks.now + 0.1)
+        assert problem == ("rank 2 on b (pid 102) was killed by SIGKILL" if phase == "killed" else None)
 
 
 @pytest.mark.parametrize("phase", ["stopped", "running"])
@@ -128,4 +142,4 @@ def test_the_end_in_good_order(phase: Literal["stopped", "running"]) -> None:
     ranks = Ranks([None] * 2)
     ranks.phases = ["stopped", phase]
     assert ranks.pass_time(1000, still=(0, 1)) == (1000, None)
-    assert ranks.watch.all_stopped() == (phase == "stopped")
+    assert ranks.watch.all_are("stopped") == (phase == "stopped")

@@ -255,6 +255,7 @@ class TorchEngine:
         if sequence.request_id in self._cancelled_pulls:
             self._finish(sequence, "cancelled")
         elif result.error is not None:
+            self._leader.abort(sequence.request_id)  # what followers still read is of no use
             self._fail(sequence, result.error.code, result.error.message)
         else:
             del self._handles[sequence.request_id]

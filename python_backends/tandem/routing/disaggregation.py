@@ -1,0 +1,69 @@
+"""Whether a request is taken apart over two workers or done whole on one: decided on what either way would take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Way = Literal["split", "whole"]
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """Prefill on one worker, decode on another; in seconds."""
+
+    prefill_s: float
+    """Wait, uncached tokens and room on the prefill worker."""
+    transfer_s: float
+    """KV of the whole prompt, from one to the other."""
+    decode_s: float
+    """Steps, crowding and room on the decode worker."""
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.prefill_s + self.transfer_s + self.decode_s
+
+
+class Whole(msgspec.Struct, frozen=True, kw_only=True):
+    """Both stages on one worker; in seconds."""
+
+    prefill_s: float
+    """Wait and uncached tokens on that worker."""
+    stall_s: float
+    """What its running answers lose meanwhile, added up."""
+    decode_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.prefill_s + self.stall_s + self.decode_s
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Which way, and what was weighed; None stands for a way that is not open."""
+
+    way: Way
+    split: Split | None
+    whole: Whole | None
+
+    @property
+    def reason(self) -> str:
+        """Why, in a few words."""
+        if self.split is None:
+            return "no pair of workers is ready"
+        if self.whole is None:
+            return "requests are always taken apart"
+        return f"{1e3 * self.split.total_s:.1f} ms on two workers, {1e3 * self.whole.total_s:.1f} ms on one"
+
+
+def choose_way(split: Split | None, whole: Whole | None) -> Verdict:
+    """The way that takes less in all, or the only one that is open. Equal ways are taken apart.
+
+    Raises:
+        ValueError: neither way is open.
+    """
+    if split is None and whole is None:
+        raise ValueError("split and whole are both None: there is no worker to choose")
+    better = split is None or (whole is not None and whole.total_s < split.total_s)
+    return Verdict("whole" if better else "split", split, whole)

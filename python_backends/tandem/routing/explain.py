@@ -1,0 +1,103 @@
+"""A routing decision in words and figures: for a log line, for the facts of an answer, and for ``tandem explain``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tandem.routing.cost import Task
+from tandem.routing.disaggregation import Way
+from tandem.routing.policies.base import Choice
+from tandem.routing.router import Plan
+
+
+class ExplainedCandidate(msgspec.Struct, frozen=True):
+    """One worker that could have been chosen."""
+
+    worker: str
+    cached_tokens: int
+    """Of the prompt."""
+    cost: float
+    parts: dict[str, float]
+    """What the cost is made of."""
+
+
+class ExplainedChoice(msgspec.Struct, frozen=True):
+    """One worker that was chosen, or weighed, for a task."""
+
+    task: Task
+    worker: str
+    reason: str
+    unit: str
+    """Of the costs."""
+    candidates: list[ExplainedCandidate]
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """A whole decision."""
+
+    policy: str
+    way: Way
+    reason: str
+    """Why this way."""
+    prompt_tokens: int
+    choices: list[ExplainedChoice]
+
+
+def explain(plan: Plan) -> Explanation:
+    """The candidates, their costs, and why these were chosen."""
+    tasks: list[tuple[Task, Choice | None]] = [
+        ("prefill", plan.prefill),
+        ("decode", plan.decode),
+        ("generate", plan.whole),
+    ]
+    return Explanation(
+        policy=plan.policy,
+        way=plan.verdict.way,
+        reason=plan.verdict.reason,
+        prompt_tokens=plan.request.num_tokens,
+        choices=[_explain_choice(plan, task, choice) for task, choice in tasks if choice is not None],
+    )
+
+
+def one_line(plan: Plan) -> str:
+    """Who was chosen and why, for a log."""
+    if plan.verdict.way == "whole":
+        assert plan.whole is not None
+        chosen = _words(plan, "generate", plan.whole)
+    else:
+        assert plan.prefill is not None
+        assert plan.decode is not None
+        chosen = f"{_words(plan, 'prefill', plan.prefill)}; {_words(plan, 'decode', plan.decode)}"
+    return f"{chosen}; {plan.verdict.way}: {plan.verdict.reason}"
+
+
+def _words(plan: Plan, task: Task, choice: Choice) -> str:
+    """``prefill on prefill_1: least cost, 12.3 ms of 8.1 to 40.2, 96 of 120 tokens cached``."""
+    costs = choice.cost.total[choice.bar == 0.0]
+    scale, unit = (1e3, "ms") if choice.cost.unit == "seconds" else (1.0, "requests")
+    words = (
+        f"{task} on {plan.names[choice.place]}: {choice.reason}, {scale * choice.cost.total[choice.place]:.1f} {unit}"
+    )
+    if len(costs) > 1:
+        words += f" of {scale * costs.min():.1f} to {scale * costs.max():.1f}"
+    if task != "decode":
+        words += f", {_cached(plan, choice.place)} of {plan.request.num_tokens} tokens cached"
+    return words
+
+
+def _explain_choice(plan: Plan, task: Task, choice: Choice) -> ExplainedChoice:
+    places = (choice.bar == 0.0).nonzero()[0].tolist()
+    candidates = [
+        ExplainedCandidate(
+            plan.names[place],
+            _cached(plan, place),
+            float(choice.cost.total[place]),
+            {name: float(column[place]) for name, column in choice.cost.parts.items()},
+        )
+        for place in places
+    ]
+    return ExplainedChoice(task, plan.names[choice.place], choice.reason, choice.cost.unit, candidates)
+
+
+def _cached(plan: Plan, place: int) -> int:
+    return plan.request.num_tokens - int(plan.request.uncached[place])

@@ -1,0 +1,175 @@
+"""Who holds which KV blocks, as the workers report it, and as this router expects it of its own choices.
+
+The holders of a block are one integer, a bit for each worker: a chain of blocks is followed by a bitwise *and* per
+block, whatever the number of workers, and ends where no worker is left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandem.messages import BlocksStored, KvReport
+from tandem.routing.reports import ReportCursor
+
+Counts = NDArray[np.float64]  # of blocks; as the costs are, to be reckoned with
+
+
+class _Worker:
+    """What is known of one worker's prefix cache."""
+
+    def __init__(self, place: int) -> None:
+        self.bit = 1 << place
+        self.epoch: int | None = None
+        self.cursor = ReportCursor()
+        self.reports = False
+        """Whether its engine tells what it holds."""
+        self.blocks: set[int] = set()
+        self.expected: dict[int, float] = {}
+        """Blocks that it should soon report, and until when that is believed."""
+
+
+class PrefixIndex:
+    """Block hashes of many workers. Workers are known by their place, counted from 0 in the order of ``add``."""
+
+    def __init__(self) -> None:
+        self._holders: dict[int, int] = {}
+        self._workers: list[_Worker] = []
+        self._expectations: deque[tuple[float, int, int | None, Sequence[int]]] = deque()
+        self._nobody: Counts = np.zeros(0, np.float64)
+
+    def __len__(self) -> int:
+        """Number of blocks that anybody holds."""
+        return len(self._holders)
+
+    def add(self) -> int:
+        """A new worker, of which nothing is known; returns its place."""
+        place = len(self._workers)
+        self._workers.append(_Worker(place))
+        self._nobody = np.zeros(place + 1, np.float64)
+        self._nobody.flags.writeable = False
+        return place
+
+    # -------------------------------------------------------------- what workers say
+
+    def begin(self, place: int, epoch: int | None) -> None:
+        """A worker has started anew, or with None is gone: what it held is forgotten."""
+        worker = self._workers[place]
+        self._drop(worker, worker.blocks | worker.expected.keys())
+        self._workers[place] = _Worker(place)
+        self._workers[place].epoch = epoch
+
+    def next_number(self, place: int) -> int:
+        """Number of the next change that is to be asked of a worker (``Poll.kv_from``)."""
+        return self._workers[place].cursor.next_number
+
+    def take(self, place: int, epoch: int, report: KvReport) -> None:
+        """Take in a worker's report; one of another epoch, an old one, and one after a gap change nothing."""
+        worker = self._workers[place]
+        if epoch != worker.epoch:
+            return
+        worker.reports = True
+        news = worker.cursor.read(report)
+        if news is None:
+            return
+        if news.replaces:
+            gone, worker.blocks = worker.blocks, set()
+            self._drop(worker, gone - worker.expected.keys())
+        for event in news.events:
+            if isinstance(event, BlocksStored):
+                self._store(worker, event.hashes)
+            else:
+                self._remove(worker, event.hashes)
+
+    def _store(self, worker: _Worker, hashes: Sequence[int]) -> None:
+        worker.blocks.update(hashes)
+        self._mark(worker, hashes)
+        if worker.expected:
+            for name in hashes:
+                worker.expected.pop(name, None)
+
+    def _remove(self, worker: _Worker, hashes: Sequence[int]) -> None:
+        worker.blocks.difference_update(hashes)
+        self._drop(worker, hashes)
+        if worker.expected:
+            for name in hashes:
+                worker.expected.pop(name, None)
+
+    def _mark(self, worker: _Worker, hashes: Iterable[int]) -> None:
+        holders, bit = self._holders, worker.bit
+        get = holders.get
+        for name in hashes:
+            holders[name] = get(name, 0) | bit
+
+    def _drop(self, worker: _Worker, hashes: Iterable[int]) -> None:
+        holders, others = self._holders, ~worker.bit
+        for name in hashes:
+            rest = holders.get(name, 0) & others
+            if rest:
+                holders[name] = rest
+            else:
+                holders.pop(name, None)
+
+    # -------------------------------------------------------------- what this router has brought about
+
+    def expect(self, place: int, hashes: Sequence[int], until: float) -> None:
+        """These blocks are about to be computed on a worker: count them as held until it reports them, or ``until``
+        has come. A worker that never reports does not keep blocks, and is believed to hold none.
+
+        ``until`` must not go back from call to call.
+        """
+        worker = self._workers[place]
+        if not worker.reports or not hashes:
+            return
+        known, expected = worker.blocks, worker.expected
+        new = [name for name in hashes if name not in known]
+        expected.update(zip(new, repeat(until), strict=False))
+        self._mark(worker, new)
+        self._expectations.append((until, place, worker.epoch, new))
+
+    def expire(self, now: float) -> None:
+        """Stop believing in what should have been reported by ``now``."""
+        expectations = self._expectations
+        while expectations and expectations[0][0] <= now:
+            _, place, epoch, hashes = expectations.popleft()
+            worker = self._workers[place]
+            if epoch == worker.epoch:
+                over = [name for name in hashes if worker.expected.get(name, now + 1) <= now]
+                for name in over:
+                    del worker.expected[name]
+                self._drop(worker, over)
+
+    # -------------------------------------------------------------- the question
+
+    def held(self, hashes: Sequence[int]) -> Counts:
+        """For each worker, how many of these blocks it holds from the chain's start on; shape [workers]."""
+        get = self._holders.get
+        left = get(hashes[0], 0) if hashes else 0
+        if not left:
+            return self._nobody
+        held = np.zeros(len(self._workers), np.float64)
+        for length, holders in enumerate(map(get, hashes)):
+            if holders == left:
+                continue
+            stay = left & (holders or 0)
+            if stay != left:
+                _write(held, left ^ stay, length)
+                left = stay
+                if not left:
+                    return held
+        _write(held, left, len(hashes))
+        return held
+
+
+def _write(held: Counts, workers: int, length: int) -> None:
+    """Write ``length`` at the places of the bits that are set in ``workers``."""
+    if workers & (workers - 1) == 0:
+        held[workers.bit_length() - 1] = length
+        return
+    size = len(held)
+    data = np.frombuffer(workers.to_bytes((size + 7) // 8, "little"), np.uint8)
+    held[np.unpackbits(data, count=size, bitorder="little").view(np.bool_)] = length

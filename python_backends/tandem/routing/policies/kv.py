@@ -1,0 +1,39 @@
+"""Policy ``kv``: the least cost in seconds; cached prefixes, queues, decode load and KV memory all count.
+
+A cache hit is worth the seconds it saves: a worker that has to be waited for longer than that loses to an idle one.
+Workers that come out nearly alike share the requests at random, so that several routers, each of which hears of the
+others' choices only with the next report, do not all run to the same one.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tandem.routing.policies.base import Candidates, Choice
+
+
+class KvPolicy:
+    """Least cost, near-ties by weighted chance."""
+
+    def __init__(self, seed: int, spread: float) -> None:
+        """Costs that exceed the least by no more than this part of it are as good as it."""
+        self._random = Random(seed)
+        self._spread = spread
+
+    def choose(self, candidates: Candidates) -> Choice:
+        """The cheapest worker, or of those that are nearly as cheap one that has least of the prompt to read."""
+        cost = candidates.costs.of(candidates.task)
+        total = cost.total + candidates.bar
+        best = int(total.argmin())
+        places = (total <= (1.0 + self._spread) * float(total[best])).nonzero()[0]
+        if len(places) > 1 and candidates.task != "decode":  # never give up a cache hit for the sake of chance
+            uncached = candidates.costs.request.uncached[places]
+            places = places[uncached == uncached.min()]
+        count = len(places)
+        if count == 1:
+            return Choice(int(places[0]), "least cost", cost, candidates.bar)
+        # The cheaper of two: all have a chance, the cheaper the better, and it takes no sums over all of them.
+        draw = self._random.random
+        one, other = int(places[int(count * draw())]), int(places[int(count * draw())])
+        place = one if total[one] <= total[other] else other
+        return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar)

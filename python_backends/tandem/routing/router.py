@@ -1,0 +1,226 @@
+"""Where a request goes. Runs alike in an orchestrator and on a simulated clock: it is told of everything that happens,
+time included, and asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from tandem.deployment import Routing
+from tandem.errors import TandemError
+from tandem.messages import KvReport, Load, StageName, WorkerInfo
+from tandem.routing.cost import Costs, Request, Task
+from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
+from tandem.routing.index import PrefixIndex
+from tandem.routing.policies.base import Candidates, Choice
+from tandem.routing.policies.registry import make_policy
+from tandem.routing.table import Numbers, WorkerTable
+from tandem.routing.worker import Booking
+
+EXPECTED_S = 30.0
+"""How long a worker that got a prompt is believed to hold its blocks before it reports them."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request would go now, and why; nothing has been counted yet."""
+
+    request: Request
+    hashes: Sequence[int]
+    verdict: Verdict
+    prefill: Choice | None = None
+    decode: Choice | None = None
+    whole: Choice | None = None
+    """The worker that would do both stages; None where that was not weighed."""
+    names: Sequence[str]
+    policy: str
+
+    @property
+    def workers(self) -> tuple[str | None, str]:
+        """The prefill and the decode worker; None and one name where one does both stages."""
+        if self.verdict.way == "whole":
+            assert self.whole is not None
+            return None, self.names[self.whole.place]
+        assert self.prefill is not None
+        assert self.decode is not None
+        return self.names[self.prefill.place], self.names[self.decode.place]
+
+
+class Route:
+    """A request on its way: what it takes of the workers chosen for it is counted until it ends."""
+
+    def __init__(self, prefill: Booking | None, decode: Booking) -> None:
+        self.prefill = prefill
+        """None: the decode worker does both stages."""
+        self.decode = decode
+
+    def sent(self, stage: StageName) -> None:
+        """The worker of this stage has got its work."""
+        booking = self.prefill if stage == "prefill" else self.decode
+        if booking is not None:
+            booking.send()
+
+    def first_token(self) -> None:
+        """The prompt has been read."""
+        (self.prefill or self.decode).read()
+
+    def released(self) -> None:
+        """The prefill worker holds nothing of the request any more."""
+        if self.prefill is not None:
+            self.prefill.end()
+
+    def end(self) -> None:
+        """The request has ended, however it did; may be called again."""
+        self.released()
+        self.decode.end()
+
+
+class Router:
+    """Chooses workers for one orchestrator. Workers are known by their names."""
+
+    def __init__(self, routing: Routing, block_size: int, seed: int) -> None:
+        """``seed`` should differ between orchestrators, so that they do not choose alike."""
+        self._routing = routing
+        self._block_size = block_size
+        self._policy = make_policy(routing, seed)
+        self._table = WorkerTable()
+        self._index = PrefixIndex()
+        self._places: dict[str, int] = {}
+        self._block_bytes = 0
+
+    # -------------------------------------------------------------- what it is told of workers
+
+    def add(self, name: str, stage: StageName) -> None:
+        """A worker of the deployment, not there yet."""
+        self._places[name] = self._table.add(name, stage)
+        self._index.add()
+
+    def join(self, name: str, info: WorkerInfo, load: Load) -> None:
+        """A worker is there, with a new engine; all that was known of its cache is forgotten."""
+        place = self._places[name]
+        self._block_bytes = info.kv.slice_bytes * info.kv.num_layers * info.kv.num_kv_heads
+        self._index.begin(place, info.epoch)
+        self._table.join(place, info.max_batch_size, load)
+
+    def pair(self, one: str, other: str) -> None:
+        """KV can move between these two from now on."""
+        self._table.pair(self._places[one], self._places[other])
+
+    def lose(self, name: str) -> None:
+        """A worker is gone."""
+        self._index.begin(self._places[name], None)
+        self._table.lose(self._places[name])
+
+    def drain(self, name: str) -> None:
+        """A worker takes no new work."""
+        self._table.drain(self._places[name])
+
+    def report(self, name: str, epoch: int, load: Load, kv: KvReport | None) -> int:
+        """A worker says how it does and what its cache holds; returns the number of the next change to be asked for
+        (``Poll.kv_from``)."""
+        place = self._places[name]
+        self._table.report(place, load)
+        if kv is not None:
+            self._index.take(place, epoch, kv)
+        return self._index.next_number(place)
+
+    # -------------------------------------------------------------- the choice
+
+    def plan(
+        self, hashes: Sequence[int], num_tokens: int, max_tokens: int, now: float, *, stand_in: bool = True
+    ) -> Plan:
+        """Where a request would go now, given the hashes of its prompt's whole blocks.
+
+        With ``stand_in``, workers of one stage do both where the other stage has none.
+
+        Raises:
+            TandemError: ``worker_lost``, naming the stage that has no worker.
+        """
+        self._index.expire(now)
+        table, request = self._table, self._request(hashes, num_tokens, max_tokens)
+        costs = Costs(table, request)
+        bar = table.paired_bar()
+        if bar is None:
+            return self._stand_in(costs, hashes, stand_in)
+        prefill = self._choose("prefill", bar, costs)
+        decode = self._choose("decode", table.bar("decode", prefill.place), costs)
+        whole = None
+        if self._routing.conditional_disaggregation:
+            whole = self._choose("generate", table.bar("decode"), costs)
+        verdict = choose_way(self._split(costs, prefill, decode), self._whole(costs, whole))
+        return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
+
+    def commit(self, plan: Plan, now: float) -> Route:
+        """Count a plan as chosen: the next one takes it into account."""
+        request = plan.request
+        if plan.verdict.way == "whole":
+            assert plan.whole is not None
+            place, prefill = plan.whole.place, None
+            decode = self._table.book(place, int(request.uncached[place]), request.all_blocks)
+        else:
+            assert plan.prefill is not None
+            assert plan.decode is not None
+            place = plan.prefill.place
+            prefill = self._table.book(place, int(request.uncached[place]), request.prompt_blocks)
+            decode = self._table.book(plan.decode.place, 0, request.all_blocks)
+        held = (request.num_tokens - int(request.uncached[place])) // self._block_size
+        self._index.expect(place, plan.hashes[held:], now + EXPECTED_S)
+        return Route(prefill, decode)
+
+    # -------------------------------------------------------------- its parts
+
+    def _request(self, hashes: Sequence[int], num_tokens: int, max_tokens: int) -> Request:
+        size = self._block_size
+        held = self._index.held(hashes)
+        # The last token is always read, whatever is held: it gives the first one of the answer.
+        uncached = np.maximum(num_tokens - held * size, 1.0)
+        return Request(
+            num_tokens=num_tokens,
+            max_tokens=max_tokens,
+            prompt_blocks=-(-num_tokens // size),
+            all_blocks=-(-(num_tokens + max_tokens) // size),
+            uncached=uncached,
+        )
+
+    def _choose(self, task: Task, bar: Numbers | None, costs: Costs) -> Choice:
+        assert bar is not None
+        return self._policy.choose(Candidates(task, self._table, bar, costs))
+
+    def _stand_in(self, costs: Costs, hashes: Sequence[int], allowed: bool) -> Plan:
+        """The plan where no two workers can share the request."""
+        decoders, prefillers = self._table.bar("decode"), self._table.bar("prefill")
+        bar = prefillers if decoders is None else decoders
+        if bar is None or not allowed:
+            stage: StageName = "decode" if decoders is None and prefillers is not None else "prefill"
+            names = ", ".join(self._table.deployed(stage))
+            raise TandemError("worker_lost", f"no {stage} worker is ready (deployed: {names}); try again shortly")
+        whole = self._choose("generate", bar, costs)
+        return self._plan(costs.request, hashes, choose_way(None, self._whole(costs, whole)), whole=whole)
+
+    def _plan(self, request: Request, hashes: Sequence[int], verdict: Verdict, **choices: Choice | None) -> Plan:
+        return Plan(
+            request=request,
+            hashes=hashes,
+            verdict=verdict,
+            names=self._table.names,
+            policy=self._routing.policy,
+            **choices,
+        )
+
+    def _split(self, costs: Costs, prefill: Choice, decode: Choice) -> Split:
+        pull_s = float(self._table.pull_s[decode.place])
+        return Split(
+            prefill_s=float(costs.of("prefill").total[prefill.place]),
+            transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,
+            decode_s=float(costs.of("decode").total[decode.place]),
+        )
+
+    def _whole(self, costs: Costs, whole: Choice | None) -> Whole | None:
+        if whole is None:
+            return None
+        cost, place = costs.of("generate"), whole.place
+        prefill_s = float(cost.parts["wait"][place] + cost.parts["prefill"][place])
+        stall_s = float(cost.parts["stall"][place])
+        return Whole(prefill_s=prefill_s, stall_s=stall_s, decode_s=float(cost.total[place]) - prefill_s - stall_s)

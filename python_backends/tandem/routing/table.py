@@ -1,0 +1,142 @@
+"""The workers as a router sees them: one row each, kept in columns, so that all are weighed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandem.messages import Load, StageName
+from tandem.routing.speeds import Speeds
+from tandem.routing.worker import Booking, WorkerState
+
+Numbers = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+_COLUMNS = ("wait_s", "prefill_s", "step_s", "pull_s", "in_hand", "batch_share", "used_share", "block_share")
+
+
+class WorkerTable:
+    """All workers of a deployment, each at its place, counted from 0. Columns have shape [workers]."""
+
+    wait_s: Numbers
+    """Until it has read the prompts that it has in hand."""
+    prefill_s: Numbers
+    """Per uncached prompt token."""
+    step_s: Numbers
+    """Per decode step, with one more sequence than now."""
+    pull_s: Numbers
+    """Per byte of KV from another worker."""
+    in_hand: Numbers
+    """Requests."""
+    batch_share: Numbers
+    """Of the largest batch, what would be taken with one more sequence; above 1 somebody waits."""
+    used_share: Numbers
+    """Of the KV blocks, what is taken."""
+    block_share: Numbers
+    """What one block is of all; 0 where that is not known."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._stages: list[StageName] = []
+        self._workers: list[WorkerState] = []
+        self._typical = Speeds()
+        self._usable: Flags = np.zeros(0, np.bool_)
+        self._paired: Flags = np.zeros((0, 0), np.bool_)
+        self._bars: dict[object, Numbers | None] = {}
+        """Worked out since somebody joined, left or was paired."""
+        for column in _COLUMNS:
+            setattr(self, column, np.zeros(0, np.float64))
+
+    # -------------------------------------------------------------- who there is
+
+    def add(self, name: str, stage: StageName) -> int:
+        """A worker that is not there yet; returns its place."""
+        place = len(self.names)
+        self.names.append(name)
+        self._stages.append(stage)
+        self._usable = np.append(self._usable, False)
+        self._paired = np.pad(self._paired, (0, 1))
+        for column in _COLUMNS:
+            setattr(self, column, np.append(getattr(self, column), 0.0))
+        self._workers.append(WorkerState(self._typical, partial(self._write, place)))
+        self._bars.clear()
+        return place
+
+    def join(self, place: int, largest_batch: int, load: Load) -> None:
+        """A worker is there, with a new engine."""
+        self._usable[place] = True
+        self._bars.clear()
+        self._workers[place].begin(largest_batch, load)
+        self._write_speeds(place)
+
+    def lose(self, place: int) -> None:
+        """A worker is gone."""
+        self._paired[place] = self._paired[:, place] = False
+        self._workers[place].end()
+        self.drain(place)
+
+    def drain(self, place: int) -> None:
+        """A worker takes no new work from now on, until it joins anew."""
+        self._usable[place] = False
+        self._bars.clear()
+
+    def pair(self, one: int, other: int) -> None:
+        """KV can move between these two from now on."""
+        self._paired[one, other] = self._paired[other, one] = True
+        self._bars.clear()
+
+    def deployed(self, stage: StageName) -> list[str]:
+        """The names of a stage's workers, whether they are there or not."""
+        return [name for name, one in zip(self.names, self._stages, strict=True) if one == stage]
+
+    def bar(self, stage: StageName, partner: int | None = None) -> Numbers | None:
+        """Who of a stage takes new work: 0 for those, infinite for all others; None if there is nobody. With
+        ``partner`` only those that are paired with it."""
+        return self._bar((stage, partner), lambda: self._usable_in(stage, partner))
+
+    def paired_bar(self) -> Numbers | None:
+        """Likewise the prefill workers that are paired with a decode worker which takes new work."""
+        return self._bar("paired", self._usable_pairs)
+
+    def _bar(self, key: object, find: Callable[[], Flags]) -> Numbers | None:
+        if key not in self._bars:
+            flags = find()
+            self._bars[key] = np.where(flags, 0.0, np.inf) if flags.any() else None
+        return self._bars[key]
+
+    def _usable_in(self, stage: StageName, partner: int | None = None) -> Flags:
+        flags = self._usable & np.array([s == stage for s in self._stages], np.bool_)
+        return flags if partner is None else flags & self._paired[partner]
+
+    def _usable_pairs(self) -> Flags:
+        partners = self._paired & self._usable_in("decode")
+        flags: Flags = self._usable_in("prefill") & partners.any(axis=1)
+        return flags
+
+    # -------------------------------------------------------------- what they have in hand
+
+    def report(self, place: int, load: Load) -> None:
+        """A worker says how it does."""
+        self._workers[place].report(load)
+        self._write_speeds(place)
+
+    def book(self, place: int, tokens: int, blocks: int) -> Booking:
+        """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
+        return self._workers[place].book(tokens, blocks)
+
+    def _write(self, place: int, worker: WorkerState) -> None:
+        """Bring up to date what follows from what a worker has in hand."""
+        requests, blocks = worker.requests, worker.blocks_total
+        self.wait_s[place] = worker.tokens * worker.prefill_s
+        self.step_s[place] = worker.step_s(requests + 1)
+        self.in_hand[place] = requests
+        self.batch_share[place] = (requests + 1) / worker.largest_batch
+        self.used_share[place] = worker.blocks / blocks if blocks else 0.0
+
+    def _write_speeds(self, place: int) -> None:
+        worker = self._workers[place]
+        self.prefill_s[place], self.pull_s[place] = worker.prefill_s, worker.pull_s
+        self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0

@@ -1,0 +1,150 @@
+"""What one worker has in hand and how fast it is, as a router knows it.
+
+Of the work in hand, this router's own part is known to the moment. The part of others is whatever the worker's last
+report had beyond what this router had sent it by then. So no choice is forgotten until a report catches up with it, and
+none is counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tandem.messages import Load
+from tandem.routing.speeds import Mean, Speeds
+
+# Until any worker has been measured. All have the same then, so these decide little.
+PREFILL_S = 1e-3
+"""Per prompt token."""
+STEP_S = 0.02
+"""Per decode step."""
+PULL_S = 1e-9
+"""Per byte of KV."""
+
+
+class Amounts:
+    """Of work: requests, prompt tokens to be read, KV blocks."""
+
+    __slots__ = ("blocks", "requests", "tokens")
+
+    def __init__(self, requests: int = 0, tokens: int = 0, blocks: int = 0) -> None:
+        self.requests, self.tokens, self.blocks = requests, tokens, blocks
+
+    def add(self, requests: int, tokens: int, blocks: int) -> None:
+        """Count more, or with negative numbers less."""
+        self.requests += requests
+        self.tokens += tokens
+        self.blocks += blocks
+
+
+class WorkerState:
+    """One worker's row in the table; ``on_change`` is called when what it has in hand is another."""
+
+    def __init__(self, typical: Speeds, on_change: Callable[[WorkerState], None]) -> None:
+        """``typical`` are the speeds of all workers together: they stand for one that has not been measured."""
+        self.largest_batch = 1
+        self.blocks_total = 0
+        self.prefill_s = PREFILL_S
+        """Per uncached prompt token."""
+        self.pull_s = PULL_S
+        """Per byte of KV from another worker."""
+        self._own, self._sent, self._others = Amounts(), Amounts(), Amounts()
+        self._load = Load()
+        self._speeds, self._typical = Speeds(), typical
+        self._step_s = STEP_S  # divided by (largest batch + batches it was measured in)
+        self._changed = on_change
+
+    # -------------------------------------------------------------- what is known
+
+    @property
+    def requests(self) -> int:
+        """In hand."""
+        return self._own.requests + self._others.requests
+
+    @property
+    def tokens(self) -> int:
+        """Uncached prompt tokens that are still to be read."""
+        return self._own.tokens + self._others.tokens
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks taken."""
+        return self._own.blocks + self._others.blocks
+
+    def step_s(self, sequences: int) -> float:
+        """Of a decode step with so many sequences, foretold from the measured steps: in a full batch one is taken to be
+        twice as long as in an empty batch."""
+        return self._step_s * (self.largest_batch + sequences)
+
+    # -------------------------------------------------------------- what happens
+
+    def begin(self, largest_batch: int, load: Load) -> None:
+        """The worker has a new engine, whose counters start from 0."""
+        self.largest_batch, self._load = largest_batch, Load()
+        self.report(load)
+
+    def end(self) -> None:
+        """The worker is gone, and with it what others had there. This router's own part is ended request by request."""
+        self._others = Amounts()
+        self._changed(self)
+
+    def report(self, load: Load) -> None:
+        """The worker says how it does."""
+        self._speeds.update(self._load, load)
+        self._typical.update(self._load, load)
+        self._load, sent = load, self._sent
+        self._others = Amounts(
+            max(0, load.queued + load.running - sent.requests),
+            max(0, load.queued_tokens - sent.tokens),
+            max(0, load.blocks_used - sent.blocks),
+        )
+        self.blocks_total = load.blocks_total
+        self.prefill_s = _measured(self._speeds.prefill, self._typical.prefill, PREFILL_S)
+        self.pull_s = _measured(self._speeds.pull, self._typical.pull, PULL_S)
+        batch = _measured(self._speeds.batch, self._typical.batch, 1.0)
+        step_s = _measured(self._speeds.step, self._typical.step, STEP_S)
+        self._step_s = step_s / (self.largest_batch + batch)
+        self._changed(self)
+
+    def book(self, tokens: int, blocks: int) -> Booking:
+        """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
+        return Booking(self, tokens, blocks)
+
+    def _count(self, requests: int, tokens: int, blocks: int, *, own: bool, sent: bool) -> None:
+        if own:
+            self._own.add(requests, tokens, blocks)
+            self._changed(self)
+        if sent:
+            self._sent.add(requests, tokens, blocks)
+
+
+class Booking:
+    """One request's part of what a worker has in hand, from the choice to the end."""
+
+    __slots__ = ("_blocks", "_ended", "_sent", "_tokens", "_worker")
+
+    def __init__(self, worker: WorkerState, tokens: int, blocks: int) -> None:
+        self._worker, self._tokens, self._blocks = worker, tokens, blocks
+        self._sent = self._ended = False
+        worker._count(1, tokens, blocks, own=True, sent=False)
+
+    def send(self) -> None:
+        """The worker has got the request, and counts it in its reports from now on."""
+        if not (self._sent or self._ended):
+            self._sent = True
+            self._worker._count(1, self._tokens, self._blocks, own=False, sent=True)
+
+    def read(self) -> None:
+        """The prompt has been read: the first token is there."""
+        if self._tokens and not self._ended:
+            self._worker._count(0, -self._tokens, 0, own=True, sent=self._sent)
+            self._tokens = 0
+
+    def end(self) -> None:
+        """The worker has nothing of the request any more; may be called again."""
+        if not self._ended:
+            self._ended = True
+            self._worker._count(-1, -self._tokens, -self._blocks, own=True, sent=self._sent)
+
+
+def _measured(mean: Mean, typical: Mean, guess: float) -> float:
+    return mean.value if mean.known else typical.value if typical.known else guess

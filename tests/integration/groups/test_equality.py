@@ -1,0 +1,95 @@
+"""A model split over ranks says what one rank says, token for token in fp32, whatever the sizes of the two stages."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running_engine import RunningEngine
+
+from tandem.kv.reshard import block_bytes_of
+from tandem.messages import Finished, Generate, Partition, Sampling, Stopping
+from tests.checkpoints import demo_model, make_random_model
+from tests.integration.groups.engines import bytes_pulled, hand_over, run_engines, tokens_of
+
+BLOCK = 4
+PARTITIONS = {
+    "tp1": Partition(),
+    "tp2": Partition(tensor_parallel_size=2),
+    "tp4": Partition(tensor_parallel_size=4),
+    "tp4_again": Partition(tensor_parallel_size=4),
+    "pp2": Partition(pipeline_parallel_size=2),
+    "tp2_pp2": Partition(tensor_parallel_size=2, pipeline_parallel_size=2),
+}
+"""On a model with 2 KV heads and 3 layers: with 4 ranks KV heads are replicated, and stages have unlike layers."""
+DEMO_PARTITIONS = {
+    "one": Partition(),
+    "three": Partition(tensor_parallel_size=3),
+    "three_again": Partition(tensor_parallel_size=3),
+}
+
+
+def make_work(vocab_size: int, lengths: list[int], max_tokens: int) -> list[Generate]:
+    """Greedy requests, and one that draws its tokens; the same in every run."""
+    rng = random.Random(7)
+    return [
+        Generate(
+            request_id=f"w{i}",
+            token_ids=[rng.randrange(vocab_size) for _ in range(length)],
+            sampling=Sampling(temperature=0.8, seed=11) if i == 1 else Sampling(),
+            stopping=Stopping(max_tokens=max_tokens),
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def assert_equal_everywhere(engines: dict[str, RunningEngine], work: list[Generate]) -> None:
+    """Every engine by itself, and every pair of two, says what the engine of one rank does."""
+    reference, *_ = engines.values()
+    expected = [tokens_of(events) for events in reference.run(list(work))]
+    for engine in list(engines.values())[1:]:
+        assert [tokens_of(events) for events in engine.run(list(work))] == expected, engine.info.worker_id
+    for prefill, decode in itertools.permutations(engines.values(), 2):
+        done = hand_over(prefill, decode, work)
+        names = prefill.info.worker_id, decode.info.worker_id
+        assert all(isinstance(events[-1], Finished) for events in done), (names, [events[-1] for events in done])
+        assert [tokens_of(events) for events in done] == expected, names
+        assert [bytes_pulled(events) for events in done] == [kv_bytes(decode, w) for w in work], names
+    for engine in engines.values():
+        assert engine.until_idle().blocks_used == 0
+
+
+def kv_bytes(engine: RunningEngine, work: Generate) -> int:
+    """What a hand-over to ``engine`` has to move: every rank its own part, once."""
+    blocks = -(-len(work.token_ids) // engine.info.kv.block_size)
+    partition = engine.info.partition
+    return blocks * sum(block_bytes_of(partition, rank, engine.info.kv) for rank in range(partition.size))
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Biases and untied heads show what is summed twice or not at all."""
+    directory = tmp_path_factory.mktemp("model")
+    return make_random_model("llama_biased", directory, num_attention_heads=8, num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module", params=["mpich", "openmpi"])
+def engines(
+    request: pytest.FixtureRequest, random_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, RunningEngine]]:
+    directory = tmp_path_factory.mktemp(request.param)
+    with run_engines(random_model, PARTITIONS, request.param, directory, BLOCK) as running:
+        yield running
+
+
+def test_all_sizes_to_all_sizes(engines: dict[str, RunningEngine]) -> None:
+    assert_equal_everywhere(engines, make_work(300, [1, 3, 4, 33, 120], max_tokens=10))
+
+
+@pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
+def test_the_demo_model_on_one_and_three_ranks(mpi: str, tmp_path: Path) -> None:
+    with run_engines(demo_model(), DEMO_PARTITIONS, mpi, tmp_path, 16) as engines:
+        assert_equal_everywhere(engines, make_work(40_000, [1, 40, 150], max_tokens=8))

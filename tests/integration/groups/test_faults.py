@@ -1,0 +1,122 @@
+"""Ranks killed or stopped under 32 running requests: every request ends, with the cause, and the group is back."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from collections.abc import Iterator
+
+import msgspec
+import psutil
+import pytest
+
+from tandem.deployment import Deployment, Kv, Model, Parallel, Worker
+from tandem.triton.processes import find_processes
+from tandem.triton.server import TritonServer
+from tests.checkpoints import make_random_model
+from tests.integration.clients import Answer, ask_now
+from tests.integration.test_cancellation import assert_nothing_left
+from tests.integration.test_faults import (
+    LONG,
+    assert_answers_again,
+    assert_new_epoch,
+    epoch_of,
+    streams_until,
+)
+
+REQUESTS = 32
+FATES = {
+    signal.SIGKILL: "was killed by SIGKILL|has ended",  # mpiexec may take note of the end before the supervisor does
+    signal.SIGSTOP: "has been silent for 3 s: it is stopped",
+}
+HANG_TIMEOUT_S = 3.0
+
+
+@pytest.fixture(scope="module", params=["mpich", "openmpi"])
+def server(
+    request: pytest.FixtureRequest, deployment: Deployment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """A prefill worker of two ranks, and a decode worker of two."""
+    directory = tmp_path_factory.mktemp("model")
+    model = make_random_model("llama", directory, max_position_embeddings=4096)
+    common = {"tensor_parallel_size": 2, "threads": 1, "kv_memory": "64MiB", "max_batch_size": REQUESTS}
+    with TritonServer(
+        msgspec.structs.replace(
+            deployment,
+            name=f"groups_{request.param}",
+            model=Model(path=str(model), dtype="float32"),
+            worker=[
+                Worker(name="prefill_0", stage="prefill", **common),
+                Worker(name="decode_0", stage="decode", **common),
+            ],
+            kv=Kv(lease_s=5.0, transfer_timeout_s=5.0),
+            parallel=Parallel(mpi=request.param, hang_timeout_s=HANG_TIMEOUT_S),
+        )
+    ) as running:
+        yield running
+
+
+def find_rank(server: TritonServer, worker: str, rank: int) -> psutil.Process:
+    """The process of one rank."""
+    run_id = (server.run_directory / "run_id").read_text()
+    for process in find_processes(run_id):
+        command = process.cmdline()
+        if "tandem.parallel.rank" in command and worker in command:
+            environment = process.environ()
+            if str(rank) in (environment.get("PMI_RANK"), environment.get("OMPI_COMM_WORLD_RANK")):
+                return process
+    raise AssertionError(f"no rank {rank} of {worker} runs")
+
+
+def assert_told(answers: list[Answer], worker: str, rank: int, fate: str) -> None:
+    """Every request ended, in good order or with the cause; some with the cause. A pull under way says what it saw."""
+    assert len(answers) == REQUESTS
+    failed = [answer.error for answer in answers if answer.error is not None]
+    assert any("[worker_lost]" in error for error in failed)
+    for error in failed:
+        assert worker in error
+        if "[transfer_failed]" not in error:
+            assert "[worker_lost]" in error
+            assert f"rank {rank} " in error
+            assert re.search(fate, error)
+
+
+@pytest.mark.parametrize(
+    ("worker", "rank", "number"),
+    [
+        ("decode_0", 0, signal.SIGKILL),
+        ("decode_0", 0, signal.SIGSTOP),
+        ("decode_0", 1, signal.SIGSTOP),
+        ("prefill_0", 1, signal.SIGKILL),
+    ],
+)
+def test_a_lost_rank(server: TritonServer, worker: str, rank: int, number: signal.Signals) -> None:
+    fate = FATES[number]
+    old, process = epoch_of(server, worker), find_rank(server, worker, rank)
+    prompt = "word " * 200 if worker == "prefill_0" else "Tell me a very long story."
+    inputs = [LONG | {"text_input": f"{n} {prompt}", "max_tokens": 1000} for n in range(REQUESTS)]
+    wanted = 1 if worker == "prefill_0" else REQUESTS
+    answers = asyncio.run(
+        streams_until(server, inputs, lambda begun: begun >= wanted, lambda: process.send_signal(number))
+    )
+    assert_told(answers, worker, rank, fate)
+    assert_answers_again(server)
+    assert_new_epoch(server, worker, old)
+    assert_nothing_left(server)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_handle_does_not_outlive_the_group_that_gave_it(server: TritonServer) -> None:
+    prompt = list(range(50, 90))
+    first = ask_now(server.grpc_url, "prefill_0", {"input_ids": prompt, "max_tokens": 8})
+    assert first.error is None
+    old = epoch_of(server, "prefill_0")
+    find_rank(server, "prefill_0", 1).kill()
+    assert_new_epoch(server, "prefill_0", old)
+    assert_answers_again(server)  # the workers have met
+    redeemed = {"input_ids": prompt, "output_ids": first.output_ids, "kv_handle": first.facts["kv_handle"]}
+    answer = ask_now(server.grpc_url, "decode_0", redeemed | {"max_tokens": 8})
+    assert answer.error is not None
+    assert "[handle_stale_epoch]" in answer.error
+    assert_nothing_left(server)

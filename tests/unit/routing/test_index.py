@@ -1,0 +1,220 @@
+"""The index knows what the workers hold, whatever becomes of their reports on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tandem.messages import BlocksRemoved, BlocksStored, KvEvent, KvReport
+from tandem.routing.index import PrefixIndex
+
+WORKERS = 3
+CHAINS = [[100 * chain + block for block in range(1, 9)] for chain in range(3)]
+PLACES = st.integers(0, WORKERS - 1)
+CHAINS.append([*CHAINS[0][:4], 901, 902, 903])  # shares its beginning
+
+
+def held_by(blocks: set[int], chain: list[int]) -> int:
+    """How much of a chain is there, counted one by one."""
+    return next((n for n, block in enumerate(chain) if block not in blocks), len(chain))
+
+
+@dataclass
+class Cache:
+    """A worker's prefix cache: all its changes, of which it can tell only those after ``dropped``."""
+
+    epoch: int = 1
+    changes: list[KvEvent] = field(default_factory=list)
+    dropped: int = 0
+
+    def blocks(self, changes: int) -> set[int]:
+        """What it held after so many changes."""
+        held: set[int] = set()
+        for event in self.changes[:changes]:
+            held = held | set(event.hashes) if isinstance(event, BlocksStored) else held - set(event.hashes)
+        return held
+
+    def report(self, since: int, most: int) -> KvReport | None:
+        """Changes from number ``since`` on, at most so many; a snapshot where it cannot tell them any more."""
+        if since <= self.dropped:
+            everything = BlocksStored(hashes=list(self.blocks(len(self.changes))))
+            return KvReport(first=len(self.changes), events=[everything], is_snapshot=True)
+        events = self.changes[since - 1 :][:most]
+        return KvReport(first=since, events=events) if events else None
+
+
+class ReportsOnTheirWay(RuleBasedStateMachine):
+    """Reports are lost, doubled, late and out of order; workers restart; logs are cut. At every moment the index knows
+    what each worker held after the changes that it says it has heard of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = PrefixIndex()
+        self.caches = [Cache() for _ in range(WORKERS)]
+        self.on_the_way: list[tuple[int, int, KvReport]] = []
+
+    @initialize()
+    def begin(self) -> None:
+        for place in range(WORKERS):
+            assert self.index.add() == place
+            self.index.begin(place, 1)
+
+    @rule(place=PLACES, chain=st.sampled_from(CHAINS), begin=st.integers(0, 7), size=st.integers(1, 8))
+    def store(self, place: int, chain: list[int], begin: int, size: int) -> None:
+        self.caches[place].changes.append(BlocksStored(hashes=chain[begin : begin + size]))
+
+    @rule(place=PLACES, chain=st.sampled_from(CHAINS), begin=st.integers(0, 7), size=st.integers(1, 3))
+    def remove(self, place: int, chain: list[int], begin: int, size: int) -> None:
+        self.caches[place].changes.append(BlocksRemoved(hashes=chain[begin : begin + size]))
+
+    @rule(place=PLACES, keep=st.integers(0, 3))
+    def cut_the_log(self, place: int, keep: int) -> None:
+        cache = self.caches[place]
+        cache.dropped = max(cache.dropped, len(cache.changes) - keep)
+
+    @rule(place=PLACES)
+    def restart(self, place: int) -> None:
+        self.caches[place] = Cache(epoch=self.caches[place].epoch + 1)
+        self.index.begin(place, self.caches[place].epoch)
+
+    @rule(place=PLACES, ahead=st.integers(-3, 3), most=st.integers(1, 4))
+    def send(self, place: int, ahead: int, most: int) -> None:
+        """A report leaves: what is needed, or what is not, because others before it are on their way or lost."""
+        cache = self.caches[place]
+        if report := cache.report(max(1, self.index.next_number(place) + ahead), most):
+            self.on_the_way.append((place, cache.epoch, report))
+
+    @precondition(lambda self: self.on_the_way)
+    @rule(data=st.data(), again=st.booleans())
+    def arrive(self, data: st.DataObject, again: bool) -> None:
+        """Any report arrives, and perhaps once more later."""
+        number = data.draw(st.integers(0, len(self.on_the_way) - 1))
+        place, epoch, report = self.on_the_way[number]
+        self.index.take(place, epoch, report)
+        if not again:
+            del self.on_the_way[number]
+
+    @rule()
+    def lose_all(self) -> None:
+        self.on_the_way.clear()
+
+    @rule(place=PLACES)
+    def ask(self, place: int) -> None:
+        """Whoever asks for what it needs, and gets it, is up to date."""
+        cache = self.caches[place]
+        if report := cache.report(self.index.next_number(place), len(cache.changes)):
+            self.index.take(place, cache.epoch, report)
+        assert self.index.next_number(place) == len(cache.changes) + 1
+
+    @invariant()
+    def the_index_knows_what_it_says_it_knows(self) -> None:
+        known = [c.blocks(self.index.next_number(place) - 1) for place, c in enumerate(self.caches)]
+        assert len(self.index) == len(set().union(*known))
+        for chain in CHAINS if len(self.index) else []:
+            assert self.index.held(chain).tolist() == [held_by(blocks, chain) for blocks in known]
+
+
+class TestReportsOnTheirWay(ReportsOnTheirWay.TestCase):  # type: ignore[name-defined,misc]
+    pass
+
+
+@given(
+    st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=70),
+    st.lists(st.integers(0, 30), unique=True, max_size=30),
+)
+def test_held_is_what_counting_one_by_one_gives(holdings: list[set[int]], chain: list[int]) -> None:
+    index = PrefixIndex()
+    for place, blocks in enumerate(holdings):
+        index.add()
+        index.begin(place, 1)
+        index.take(place, 1, KvReport(first=1, events=[BlocksStored(hashes=list(blocks))]))
+    assert index.held(chain).tolist() == [held_by(blocks, chain) for blocks in holdings]
+
+
+@pytest.fixture
+def index() -> PrefixIndex:
+    """Of two workers."""
+    index = PrefixIndex()
+    for place in range(2):
+        index.add()
+        index.begin(place, 1)
+    return index
+
+
+def report(first: int, *events: KvEvent, snapshot: bool = False) -> KvReport:
+    return KvReport(first=first, events=list(events), is_snapshot=snapshot)
+
+
+def test_after_a_gap_the_missing_number_is_asked_for(index: PrefixIndex) -> None:
+    index.take(0, 1, report(1, BlocksStored(hashes=[1])))
+    index.take(0, 1, report(3, BlocksStored(hashes=[3])))
+    assert index.next_number(0) == 2
+    assert index.held([1, 2, 3]).tolist() == [1, 0]
+    index.take(0, 1, report(1, BlocksStored(hashes=[1]), BlocksStored(hashes=[2]), BlocksStored(hashes=[3])))
+    assert index.next_number(0) == 4
+    assert index.held([1, 2, 3]).tolist() == [3, 0]
+
+
+def test_a_snapshot_replaces_what_was_known(index: PrefixIndex) -> None:
+    index.take(0, 1, report(1, BlocksStored(hashes=[1, 2])))
+    index.take(0, 1, report(9, BlocksStored(hashes=[1, 5]), snapshot=True))
+    assert index.next_number(0) == 10
+    assert index.held([1, 2]).tolist() == [1, 0]
+    assert len(index) == 2
+    index.take(0, 1, report(9, BlocksStored(hashes=[1]), snapshot=True))  # the same moment: not read twice
+    assert index.held([1, 5]).tolist() == [2, 0]
+
+
+def test_a_new_epoch_forgets_and_an_old_one_is_not_heard(index: PrefixIndex) -> None:
+    index.take(0, 1, report(1, BlocksStored(hashes=[1])))
+    index.begin(0, 2)
+    index.take(0, 1, report(1, BlocksStored(hashes=[1])))
+    assert index.held([1]).tolist() == [0, 0]
+    assert index.next_number(0) == 1
+
+
+def test_an_expected_block_counts_until_it_is_reported_or_too_late(index: PrefixIndex) -> None:
+    index.take(0, 1, report(1, BlocksStored(hashes=[1])))
+    index.expect(0, [1, 2, 3], until=5.0)
+    assert index.held([1, 2, 3]).tolist() == [3, 0]
+    index.take(0, 1, report(2, BlocksStored(hashes=[2])))
+    index.expire(5.0)
+    assert index.held([1, 2, 3]).tolist() == [2, 0]
+
+
+def test_an_expectation_that_is_renewed_lasts_longer(index: PrefixIndex) -> None:
+    index.take(0, 1, report(1))
+    index.expect(0, [1], until=5.0)
+    index.expect(0, [1], until=7.0)
+    index.expire(6.0)
+    assert index.held([1]).tolist() == [1, 0]
+    index.expire(7.0)
+    assert index.held([1]).tolist() == [0, 0]
+
+
+def test_a_snapshot_leaves_expectations(index: PrefixIndex) -> None:
+    """It may be older than the request they come from."""
+    index.take(0, 1, report(1, BlocksStored(hashes=[1])))
+    index.expect(0, [2], until=5.0)
+    index.take(0, 1, report(4, BlocksStored(hashes=[1]), snapshot=True))
+    assert index.held([1, 2]).tolist() == [2, 0]
+
+
+def test_nothing_is_expected_of_a_worker_that_does_not_report(index: PrefixIndex) -> None:
+    index.expect(1, [1], until=5.0)
+    assert index.held([1]).tolist() == [0, 0]
+    index.expire(5.0)
+
+
+def test_an_expectation_ends_with_its_epoch(index: PrefixIndex) -> None:
+    index.take(0, 1, report(1))
+    index.expect(0, [1], until=5.0)
+    index.begin(0, 2)
+    assert index.held([1]).tolist() == [0, 0]
+    index.take(0, 2, report(1, BlocksStored(hashes=[1])))
+    index.expire(9.0)
+    assert index.held([1]).tolist() == [1, 0]

@@ -1,0 +1,187 @@
+"""From hashes and reports to workers, as an orchestrator and a simulated clock use it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tandem.errors import TandemError
+from tandem.messages import BlocksStored, KvReport
+from tandem.routing.router import EXPECTED_S, Plan, Route, Router
+from tests.unit.routing.sites import BLOCK, BLOCKS, PREFILL_S, ask, info, join, make_router, measured, stored
+
+PROMPT = list(range(1, 41))
+"""Hashes of 40 blocks: 640 tokens, 0.64 s to read, 41 ms to move."""
+
+
+def go(router: Router, hashes: list[int] = PROMPT, **options: float) -> tuple[Plan, Route]:
+    plan = ask(router, hashes, **options)  # type: ignore[arg-type]
+    route = router.commit(plan, options.get("now", 0.0))
+    for stage in ("prefill", "decode"):
+        route.sent(stage)  # type: ignore[arg-type]
+    return plan, route
+
+
+def test_a_new_prompt_is_taken_apart() -> None:
+    plan = ask(make_router(), PROMPT)
+    assert plan.verdict.way == "split"
+    prefill, decode = plan.workers
+    assert prefill in ("prefill_0", "prefill_1")
+    assert decode in ("decode_0", "decode_1")
+    assert plan.verdict.split is not None
+    assert plan.verdict.split.prefill_s == pytest.approx(641 * PREFILL_S)
+    assert plan.verdict.split.transfer_s == pytest.approx(0.041)
+
+
+def test_it_goes_where_its_blocks_are() -> None:
+    router = make_router(4)
+    stored(router, "prefill_2", PROMPT[:30])
+    for _ in range(20):
+        assert ask(router, PROMPT).workers[0] == "prefill_2"
+    assert ask(router, PROMPT).request.uncached[2] == 641 - 30 * BLOCK
+
+
+def test_of_a_whole_cached_prompt_the_last_token_is_still_read() -> None:
+    router = make_router(1)
+    stored(router, "prefill_0", PROMPT)
+    assert ask(router, PROMPT, tokens=40 * BLOCK).request.uncached.tolist() == [1.0, 640.0]
+
+
+def test_a_choice_is_remembered_before_any_report() -> None:
+    """Siblings that come at once find the prompt where the first one went; nobody else stays idle for it."""
+    router = make_router(4, conditional_disaggregation=False)
+    for number in range(4):
+        router.report(f"prefill_{number}", 1, measured(), KvReport(first=1, events=[]))
+    first = go(router)[0].workers[0]
+    plan = ask(router, PROMPT)
+    place = plan.names.index(str(first))
+    assert plan.request.uncached[place] == 1.0
+    assert plan.workers[0] == first  # waiting for it and reading anew come to the same
+    others = {go(router, [1000 * n + b for b in PROMPT])[0].workers[0] for n in range(1, 4)}
+    assert others == {f"prefill_{n}" for n in range(4)} - {first}
+
+
+def test_what_no_report_confirms_is_no_longer_believed() -> None:
+    router = make_router(1)
+    router.report("prefill_0", 1, measured(), KvReport(first=1, events=[]))
+    go(router, now=100.0)
+    assert ask(router, PROMPT, now=100.0 + EXPECTED_S - 1).request.uncached[0] == 1.0
+    assert ask(router, PROMPT, now=100.0 + EXPECTED_S).request.uncached[0] == 641.0
+
+
+def test_a_route_that_has_ended_leaves_nothing_behind() -> None:
+    router = make_router(1)
+    before = ask(router, PROMPT)
+    route = go(router)[1]
+    busy = ask(router, PROMPT)
+    assert busy.prefill is not None
+    assert before.prefill is not None
+    assert busy.prefill.cost.total[0] > before.prefill.cost.total[0]
+    route.first_token()
+    route.released()
+    route.end()
+    route.end()
+    after = ask(router, PROMPT)
+    assert after.prefill is not None
+    assert after.decode is not None
+    assert before.decode is not None
+    assert after.prefill.cost.total.tolist() == before.prefill.cost.total.tolist()
+    assert after.decode.cost.total.tolist() == before.decode.cost.total.tolist()
+
+
+def test_reports_say_what_to_ask_for_next() -> None:
+    router = make_router(1)
+    assert router.report("prefill_0", 1, measured(), None) == 1
+    two = [BlocksStored(hashes=[1]), BlocksStored(hashes=[2])]
+    assert router.report("prefill_0", 1, measured(), KvReport(first=1, events=list(two))) == 3
+    assert router.report("prefill_0", 1, measured(), KvReport(first=5, events=list(two))) == 3
+    join(router, "prefill_0", "prefill", epoch=2)
+    assert router.report("prefill_0", 2, measured(), None) == 1
+
+
+# ------------------------------------------------------------------ one worker for both stages
+
+
+def test_a_prompt_that_decode_has_cached_stays_there() -> None:
+    router = make_router(2)
+    stored(router, "decode_1", PROMPT)
+    plan = ask(router, PROMPT)
+    assert plan.verdict.way == "whole"
+    assert plan.workers == (None, "decode_1")
+
+
+def test_it_does_not_where_that_would_hold_up_many_answers() -> None:
+    router = make_router(1)
+    stored(router, "decode_0", PROMPT[:38], running=30)  # 33 tokens to read, before 30 waiting answers
+    stored(router, "prefill_0", PROMPT)
+    assert ask(router, PROMPT).verdict.way == "split"
+
+
+def test_a_long_queue_before_prefill_sends_prompts_to_decode() -> None:
+    router = make_router(1)
+    router.report("prefill_0", 1, measured(queued=9, queued_tokens=9000), None)
+    assert ask(router, PROMPT).verdict.way == "whole"
+    router.report("prefill_0", 1, measured(), None)
+    assert ask(router, PROMPT).verdict.way == "split"
+
+
+def test_it_can_be_switched_off() -> None:
+    router = make_router(1, conditional_disaggregation=False)
+    stored(router, "decode_0", PROMPT)
+    plan = ask(router, PROMPT)
+    assert plan.verdict.way == "split"
+    assert plan.whole is None
+
+
+def test_a_whole_request_counts_on_its_worker_until_it_ends() -> None:
+    router = make_router(1)
+    stored(router, "decode_0", PROMPT)
+    plan, route = go(router)
+    assert plan.verdict.way == "whole"
+    later = ask(router, PROMPT)
+    assert later.decode is not None
+    assert plan.decode is not None
+    assert later.decode.cost.total[1] > plan.decode.cost.total[1]
+    route.end()
+    assert ask(router, PROMPT).decode.cost.total[1] == plan.decode.cost.total[1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("gone", "stays"), [("prefill", "decode"), ("decode", "prefill")])
+def test_one_stage_does_the_work_of_a_stage_that_is_gone(gone: str, stays: str) -> None:
+    router = make_router(2, conditional_disaggregation=False)
+    router.lose(f"{gone}_0")
+    assert ask(router, PROMPT).verdict.way == "split"
+    router.lose(f"{gone}_1")
+    plan = ask(router, PROMPT)
+    assert plan.workers[0] is None
+    assert plan.workers[1] in (f"{stays}_0", f"{stays}_1")
+    assert plan.verdict.reason == "no pair of workers is ready"
+    with pytest.raises(TandemError) as caught:
+        router.plan(PROMPT, 641, 50, 0.0, stand_in=False)
+    assert caught.value.code == "worker_lost"
+    assert f"no {gone} worker is ready (deployed: {gone}_0, {gone}_1)" in caught.value.message
+
+
+def test_without_workers_there_is_no_plan() -> None:
+    router = make_router(1)
+    for name in ("prefill_0", "decode_0"):
+        router.drain(name)
+    with pytest.raises(TandemError, match="no prefill worker is ready"):
+        ask(router, PROMPT)
+
+
+def test_no_pair_no_split() -> None:
+    """Workers that do not fit together each do whole requests."""
+    router = make_router(1)
+    router.lose("decode_0")
+    router.join("decode_0", info("decode_0", "decode", 2), measured())
+    assert ask(router, PROMPT).workers == (None, "decode_0")
+
+
+def test_decode_goes_only_to_partners_of_the_prefill_worker() -> None:
+    router = make_router(2, conditional_disaggregation=False)
+    router.lose("decode_0")
+    join(router, "decode_0", "decode", epoch=2)
+    router.pair("decode_0", "prefill_1")
+    router.report("decode_1", 1, measured(running=30, blocks_used=BLOCKS), None)
+    for _ in range(20):
+        assert ask(router, PROMPT).workers in (("prefill_1", "decode_0"), ("prefill_0", "decode_1"))
