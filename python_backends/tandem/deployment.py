@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from tandem.engines.sim.profiles import find_profile
+from tandem.engines.sim.timing import Timing
 from tandem.errors import TandemError
 from tandem.messages import Partition, StageName
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ByteSize = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(KiB|MiB|GiB)$")]
@@ -97,12 +101,30 @@ class Parallel(Section, frozen=True, kw_only=True):
     """A rank that is silent, or a group in which no rank gets on, for as long is given up."""
 
 
+class Faults(Section, frozen=True, kw_only=True):
+    """Failures on demand, of the engine ``sim``. Which requests a share falls on is decided by their ids."""
+
+    step_share: Share = 0.0
+    """Of the requests, those whose first step fails (``engine_failed``)."""
+    pull_share: Share = 0.0
+    """Of the requests, those whose KV cannot be pulled (``transfer_failed``)."""
+    crash_after: PositiveInt | None = None
+    """The engine dies when it has taken this many requests."""
+    hang_after: PositiveInt | None = None
+    """From this request on it makes no more steps, and gives no sign of it."""
+
+
 class Worker(Section, frozen=True, kw_only=True):
     """One engine behind one Triton stage model of the same name."""
 
     name: WorkerName
     stage: StageName
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "sim"] = "torch"
+    profile: str | None = None
+    """Of the engine ``sim``: how fast it is; see ``tandem.engines.sim.profiles``."""
+    timing: dict[str, float] = {}
+    """Of the engine ``sim``: fields of ``tandem.engines.sim.timing.Timing`` that replace the profile's."""
+    faults: Faults = Faults()
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     hosts: list[Host] = []
@@ -117,7 +139,7 @@ class Worker(Section, frozen=True, kw_only=True):
     max_batch_tokens: PositiveInt = 2048
     """Prompt tokens in one prefill step; a longer prompt takes several."""
     kv_memory: ByteSize = "1GiB"
-    """Of each rank."""
+    """Of each rank. With the engine ``sim`` this is the memory that it pretends to have."""
     max_queue: PositiveInt = 256
     """Requests that wait in this worker; one more is refused at once."""
 
@@ -233,7 +255,9 @@ def _check(path: Path, deployment: Deployment) -> None:
     elif not deployment.workers("decode"):
         problem = 'worker: no worker has stage = "decode"; add one'
     else:
-        problem = next((p for i, w in enumerate(deployment.worker) if (p := _find_misplaced(f"worker[{i}]", w))), None)
+        places = [(f"worker[{i}]", w) for i, w in enumerate(deployment.worker)]
+        found = (_find_misplaced(place, w) or _find_sim_problem(place, w) for place, w in places)
+        problem = next(filter(None, found), None)
     if problem:
         raise TandemError("invalid_request", f"{path}: {problem}")
 
@@ -247,6 +271,29 @@ def _find_misplaced(place: str, worker: Worker) -> str | None:
         return f"{place}.hosts: {len(hosts)} hosts for {ranks} ranks; give as many as divide the ranks evenly"
     if duplicate := next((h for h in hosts if hosts.count(h) > 1), None):
         return f"{place}.hosts: {duplicate!r} stands twice; every host has its ranks in one run"
+    return None
+
+
+def _find_sim_problem(place: str, worker: Worker) -> str | None:
+    """What is wrong with the fields of the engine ``sim``."""
+    if worker.engine != "sim":
+        given = {"profile": worker.profile, "timing": worker.timing, "faults": worker.faults}
+        idle = next((name for name, value in given.items() if value not in (None, {}, Faults())), None)
+        return f'{place}.{idle}: is for engine = "sim", but the engine is {worker.engine!r}' if idle else None
+    if worker.profile is None:
+        return f'{place}.profile: is missing; engine = "sim" needs one, as "instant"'
+    try:
+        find_profile(worker.profile)
+    except TandemError as error:
+        return f"{place}.{error.message}"
+    if unknown := next((name for name in worker.timing if name not in Timing.__struct_fields__), None):
+        return f"{place}.timing: {unknown!r} is none of {', '.join(Timing.__struct_fields__)}"
+    if wrong := next((name for name, value in worker.timing.items() if not 0 <= value < math.inf), None):
+        return f"{place}.timing.{wrong}: {worker.timing[wrong]}: must be finite and at least 0"
+    if worker.timing.get("transfer_bytes_per_s") == 0:
+        return f"{place}.timing.transfer_bytes_per_s: 0.0: must be above 0"
+    if worker.group_size > 1:
+        return f'{place}.tensor_parallel_size: the engine "sim" is one process; its profile says how many GPUs it is'
     return None
 
 

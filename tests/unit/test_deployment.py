@@ -115,6 +115,26 @@ def test_resolved_copy_is_read_back_as_it_was(tmp_path: Path) -> None:
         ('stage = "prefill"', 'stage = "decode"', ['stage = "prefill"']),
         ('stage = "decode"', 'stage = "prefill"', ['stage = "decode"']),
         ("[model]", "[model", ["d.toml"]),
+        ('stage = "decode"', 'stage = "decode"\nengine = "sim"', ["worker[1].profile: is missing", "instant"]),
+        (
+            'stage = "decode"',
+            'stage = "decode"\nengine = "sim"\nprofile = "h1000"',
+            ["worker[1].profile: 'h1000' is none of a100-llama-3.1-8b", "h100-llama-3.1-8b, ", "instant"],
+        ),
+        ('stage = "decode"', 'stage = "decode"\nprofile = "instant"', ["worker[1].profile: ", "'torch'"]),
+        ('stage = "decode"', 'stage = "decode"\nfaults = { pull_share = 0.1 }', ["worker[1].faults: ", "'torch'"]),
+        *(
+            ('stage = "decode"', f'stage = "decode"\nengine = "sim"\nprofile = "instant"\n{line}', expected)
+            for line, expected in [
+                ("timing = { token = 1.0 }", ["worker[1].timing: 'token' is none of overhead_s, "]),
+                ("timing = { token_s = -1.0 }", ["worker[1].timing.token_s: -1.0: must be finite and at least 0"]),
+                ("timing = { token_s = inf }", ["worker[1].timing.token_s: inf: must be finite and"]),
+                ("timing = { transfer_bytes_per_s = 0.0 }", ["worker[1].timing.transfer_bytes_per_s: 0.0"]),
+                ("faults = { pull_share = 1.5 }", ["worker[1].faults.pull_share: 1.5: ", "<= 1"]),
+                ("faults = { crash = 1 }", ["worker[1].faults: ", "`crash`"]),
+                ("tensor_parallel_size = 2", ["worker[1].tensor_parallel_size", "sim"]),
+            ]
+        ),
     ],
 )
 def test_refusals_name_the_field(tmp_path: Path, line: str, replacement: str, expected: list[str]) -> None:
@@ -122,6 +142,17 @@ def test_refusals_name_the_field(tmp_path: Path, line: str, replacement: str, ex
     message = refusal(tmp_path, MINIMAL.replace(line, replacement, 1))
     for text in expected:
         assert text in message
+
+
+def test_a_simulated_worker_is_read_whole(tmp_path: Path) -> None:
+    text = MINIMAL + 'engine = "sim"\nprofile = "instant"\ntiming = { overhead_s = 0.5 }\nfaults = { crash_after = 3 }'
+    deployment = load(tmp_path, text)
+    worker = deployment.worker[1]
+    assert (worker.engine, worker.profile, worker.timing) == ("sim", "instant", {"overhead_s": 0.5})
+    assert worker.faults.crash_after == 3
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(to_json(deployment))
+    assert load_deployment(copy) == deployment
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

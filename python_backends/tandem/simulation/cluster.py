@@ -1,0 +1,257 @@
+"""A fleet behind a router on a simulated clock: what happens when.
+
+The router and the workers are the real code. What is simulated is the time that steps, transfers and messages take, and
+the orchestrator's journey, of which only the order of things is kept: route, prefill, hand over, decode.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tandem.deployment import Routing
+from tandem.messages import (
+    AnyWork,
+    Decode,
+    EngineEvent,
+    Failed,
+    Finished,
+    Generate,
+    KvEvent,
+    KvReport,
+    Load,
+    Prefill,
+    Prefilled,
+    Sampling,
+    StageName,
+    Stopping,
+    Tokens,
+)
+from tandem.routing.router import Route, Router
+from tandem.simulation.fleet import Clock, WorkerPlan, make_fleet
+from tandem.simulation.results import Results, Tally, balance
+from tandem.simulation.trace import Arrival
+
+POLL_S = 1.0
+"""A worker that has nothing to say is heard of as often all the same, as its polls are answered then."""
+MESSAGE_S = 0.5e-3
+"""From the orchestrator to a worker or back: a call of one Triton, or a hop in a data centre."""
+
+
+@dataclass(eq=False)
+class _Request:
+    arrival: Arrival
+    route: Route
+    places: dict[str, int]
+    """Of its workers, by stage."""
+    prompt: list[int]
+    output: list[int]
+    last_token_at: float | None = None
+
+
+class Cluster:
+    """One simulation, to be run once."""
+
+    def __init__(self, plan: WorkerPlan, prefill: int, decode: int, routing: Routing, seed: int = 0) -> None:
+        self._clock, self._policy = Clock(), routing.policy
+        self.workers = make_fleet(plan, prefill, decode, self._clock, self._redeemed)
+        """By place."""
+        self._places = {worker.info.worker_id: place for place, worker in enumerate(self.workers)}
+        self._num_prefill = prefill
+        self._router = Router(routing, plan.block_size, seed)
+        self._next_change = [1] * len(self.workers)
+        """By place: number of the next change of its worker's prefix cache."""
+        self._join()
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._wake_at: list[float | None] = [None] * len(self.workers)
+        """By place: when its worker is to be called next."""
+        self._loads = [worker.load for worker in self.workers]
+        """As last reported."""
+        self._heard_at = [0.0] * len(self.workers)
+        self._requests: dict[str, _Request] = {}
+        self._tally = Tally()
+
+    def run(self, traffic: Iterable[Arrival]) -> Results:
+        """All of ``traffic``, which comes in the order of its arrival, until its last answer has ended."""
+        began = time.monotonic()
+        self._arrivals = iter(traffic)
+        self._expect_next()
+        self._poll()
+        while self._agenda:
+            self._clock.now, _, act = heapq.heappop(self._agenda)
+            act()
+        return self._results(time.monotonic() - began)
+
+    def _join(self) -> None:
+        """Introduce all workers to the router."""
+        names = [worker.info.worker_id for worker in self.workers]
+        for name, worker in zip(names, self.workers, strict=True):
+            self._router.add(name, worker.info.stage)
+            self._router.join(name, worker.info, worker.load)
+            self._router.report(name, worker.info.epoch, worker.load, KvReport(first=0, events=[], is_snapshot=True))
+        for reader in names[: self._num_prefill]:
+            for writer in names[self._num_prefill :]:
+                self._router.pair(reader, writer)
+
+    # ------------------------------------------------------------ the clock
+
+    def _at(self, at: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (at, next(self._numbers), act))
+
+    def _expect_next(self) -> None:
+        """Put the next request on the agenda, if there is one."""
+        if (arrival := next(self._arrivals, None)) is not None:
+            self._at(arrival.at, partial(self._arrive, arrival))
+
+    def _poll(self) -> None:
+        """Have silent workers report, for as long as there is anything else to do."""
+        now = self._clock.now
+        for place, heard in enumerate(self._heard_at):
+            if now - heard >= POLL_S:
+                self._hear(place, [], [], self._loads[place])
+        if self._agenda:
+            self._at(now + POLL_S, self._poll)
+
+    # ------------------------------------------------------------ requests
+
+    def _arrive(self, arrival: Arrival) -> None:
+        self._expect_next()
+        now = self._clock.now
+        plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now)
+        route = self._router.commit(plan, now)
+        names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
+        places = {stage: self._places[name] for stage, name in names.items() if name is not None}
+        request = _Request(arrival, route, places, arrival.prompt(), [])
+        self._requests[arrival.request_id] = request
+        self._tally.requests += 1
+        self._tally.prompt_tokens += arrival.num_tokens
+        if route.prefill is None:
+            self._tally.whole += 1
+            self._send("decode", request, Generate(**self._fields(request)))
+        else:
+            self._send("prefill", request, Prefill(**self._fields(request)))
+
+    def _fields(self, request: _Request) -> dict[str, Any]:
+        arrival = request.arrival
+        return {
+            "request_id": arrival.request_id,
+            "token_ids": request.prompt,
+            "output_ids": list(request.output),
+            "sampling": Sampling(),
+            "stopping": Stopping(max_tokens=max(1, arrival.output_tokens)),
+        }
+
+    def _send(self, stage: StageName, request: _Request, work: AnyWork) -> None:
+        self._at(self._clock.now + MESSAGE_S, partial(self._receive, stage, request, work))
+
+    def _receive(self, stage: StageName, request: _Request, work: AnyWork) -> None:
+        place = request.places[stage]
+        self.workers[place].submit([work], self._clock.now)
+        request.route.sent(stage)
+        self._advance(place)
+
+    # ------------------------------------------------------------ workers
+
+    def _advance(self, place: int) -> None:
+        """Let a worker do what is due; put what it says, and its next step, on the agenda."""
+        worker, now = self.workers[place], self._clock.now
+        while True:
+            events, kv, load = worker.advance(now), worker.take_kv_events(), worker.load
+            if events or kv or load != self._loads[place]:
+                self._loads[place] = load
+                self._at(now + MESSAGE_S, partial(self._hear, place, events, kv, load))
+            next_at = worker.next_at
+            if next_at is None or next_at > now:
+                break
+        if next_at != self._wake_at[place]:
+            self._wake_at[place] = next_at
+            if next_at is not None:
+                self._at(next_at, partial(self._wake, place, next_at))
+
+    def _wake(self, place: int, at: float) -> None:
+        if self._wake_at[place] == at:  # else it has been called for something else meanwhile
+            self._wake_at[place] = None
+            self._advance(place)
+
+    def _redeemed(self, worker_id: str) -> None:
+        """Blocks of a prefill worker came free."""
+        self._at(self._clock.now, partial(self._advance, self._places[worker_id]))
+
+    # ------------------------------------------------------------ what workers say
+
+    def _hear(self, place: int, events: list[EngineEvent], kv: list[KvEvent], load: Load) -> None:
+        self._heard_at[place] = self._clock.now
+        info, report = self.workers[place].info, None
+        if kv:
+            report = KvReport(first=self._next_change[place], events=kv)
+            self._next_change[place] += len(kv)
+        self._router.report(info.worker_id, info.epoch, load, report)
+        for event in events:
+            request = self._requests[event.request_id]
+            match event:
+                case Tokens():
+                    self._take_token(request, event)
+                case Prefilled():
+                    self._hand_over(request, event)
+                case Finished():
+                    self._tally.cached_tokens += event.cached_tokens
+                    self._end(request, None)
+                case Failed():
+                    self._end(request, event.code)
+
+    def _take_token(self, request: _Request, event: Tokens) -> None:
+        now = self._clock.now
+        if request.last_token_at is None:
+            self._tally.ttft.add(now - request.arrival.at)
+            request.route.first_token()
+            request.output += event.token_ids
+        else:
+            count = len(event.token_ids)
+            self._tally.inter_token.add((now - request.last_token_at) / count, count)
+        request.last_token_at = now
+        self._tally.output_tokens += len(event.token_ids)
+
+    def _hand_over(self, request: _Request, event: Prefilled) -> None:
+        self._tally.cached_tokens += event.cached_tokens
+        request.route.released()
+        if event.handle is None:
+            self._end(request, None)
+        else:
+            self._send("decode", request, Decode(**self._fields(request), handle=event.handle))
+
+    def _end(self, request: _Request, failure: str | None) -> None:
+        del self._requests[request.arrival.request_id]
+        request.route.end()
+        if failure is None:
+            self._tally.finished += 1
+        else:
+            self._tally.failed[failure] += 1
+
+    # ------------------------------------------------------------ the end
+
+    def _results(self, wall_s: float) -> Results:
+        now, tally, split = self._clock.now, self._tally, self._num_prefill
+        busy = [load.step_seconds for load in self._loads]
+        return Results(
+            policy=self._policy,
+            prefill_workers=split,
+            decode_workers=len(busy) - split,
+            requests=tally.requests,
+            finished=tally.finished,
+            failed=dict(tally.failed),
+            whole=tally.whole,
+            ttft=tally.ttft.summary(),
+            inter_token=tally.inter_token.summary(),
+            hit_rate=tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
+            prefill_use=sum(busy[:split]) / (now * split),
+            decode_use=sum(busy[split:]) / (now * (len(busy) - split)),
+            balance=balance(busy[:split]),
+            simulated_s=now,
+            wall_s=wall_s,
+        )

@@ -1,0 +1,77 @@
+"""Simulated engines behind a real Triton: the whole path with handles and NIXL, and failures on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tandem.deployment import Deployment, Faults, load_deployment, override
+from tandem.engines.sim.faults import is_struck
+from tandem.engines.sim.tokens import expected_answer
+from tandem.text.codec import TextCodec
+from tandem.triton.server import TritonServer
+from tests.integration.clients import ask_all, ask_now
+from tests.integration.test_cancellation import assert_nothing_left
+
+SIM = Path(__file__).parents[2] / "deployments" / "sim.toml"
+FAILING = 0.2
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Deployment:
+    """``deployments/sim.toml``, at once ready and with requests that fail in decode's pull."""
+    plain = override(load_deployment(SIM), http_port=0, grpc_port=0, metrics_port=0)
+    prefill, decode = (msgspec.structs.replace(w, timing={"start_s": 0.0}) for w in plain.worker)
+    decode = msgspec.structs.replace(decode, faults=Faults(pull_share=FAILING))
+    return msgspec.structs.replace(plain, worker=[prefill, decode])
+
+
+@pytest.fixture(scope="module")
+def server(deployment: Deployment) -> Iterator[TritonServer]:
+    with TritonServer(deployment) as running:
+        yield running
+
+
+def test_answers_are_those_that_were_promised_or_the_failures_that_were_asked_for(
+    server: TritonServer, deployment: Deployment
+) -> None:
+    """Two hundred requests through both stages, each checked token by token."""
+    codec = TextCodec(Path(deployment.model.path))
+    rng = random.Random(0)
+    prompts = [[rng.randrange(codec.vocab_size) for _ in range(rng.randrange(2, 600))] for _ in range(200)]
+    asked = [
+        {"input_ids": prompt, "max_tokens": 20, "seed": i, "temperature": 1.0, "ignore_eos": True}
+        for i, prompt in enumerate(prompts)
+    ]
+    answers = asyncio.run(ask_all(server.grpc_url, "llm", asked, at_once=32))
+    failed = [answer.error for answer in answers if answer.error is not None]
+    assert all("[transfer_failed]" in error and "on demand" in error for error in failed)
+    assert 0.1 * len(answers) < len(failed) < 0.35 * len(answers)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if answer.error is None:
+            assert answer.output_ids == expected_answer(i, prompt, 20, codec.vocab_size)
+            assert answer.facts["finish_reason"] == "length"
+    assert_nothing_left(server)
+
+
+def test_a_client_that_leaves_leaves_nothing_behind(server: TritonServer) -> None:
+    for _ in range(3):
+        answer = ask_now(
+            server.grpc_url,
+            "llm",
+            {"text_input": "Tell me a story.", "max_tokens": 4000, "ignore_eos": True, "stream": True},
+            leave_after=3,
+        )
+        assert answer.facts.get("left") or answer.error is not None
+    assert_nothing_left(server)
+
+
+def test_whom_a_fault_strikes_is_settled_by_its_id() -> None:
+    struck = [is_struck(f"{i}", "pull", FAILING) for i in range(2000)]
+    assert struck == [is_struck(f"{i}", "pull", FAILING) for i in range(2000)]
+    assert 0.15 < sum(struck) / len(struck) < 0.25

@@ -1,0 +1,96 @@
+"""Requests that begin alike share what was read, and engines tell what they keep."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from tandem.kv.hashes import hash_blocks
+from tandem.messages import Finished, Prefilled
+from tests.unit.engines.conformance.conftest import Pair
+from tests.unit.engines.conformance.harness import (
+    Harness,
+    as_decode,
+    as_prefill,
+    changed,
+    handle_of,
+    make_work,
+    tokens_of,
+)
+
+BLOCK = 4
+
+
+def fresh_prompt(length: int, seed: int) -> list[int]:
+    rng = random.Random(f"prefix {seed}")
+    return [rng.randrange(400) for _ in range(length)]
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again(pair: Pair) -> None:
+    """All whole blocks but the last token's are reused, and the answer stays the same, here and after a hand-over."""
+    prompt = fresh_prompt(41, seed=1)
+    work = make_work("again", prompt, max_tokens=10, temperature=1.0, seed=1)
+    answers, cached = [], []
+    for _ in range(2):
+        (first,) = pair.prefill.run(as_prefill(work))
+        (second,) = pair.decode.run(as_decode(work, tokens_of(first), handle_of(first)))
+        answers.append(tokens_of(first) + tokens_of(second, start=1))
+        end = first[-1]
+        assert isinstance(end, Prefilled)
+        cached.append(end.cached_tokens)
+    assert answers[0] == answers[1]
+    assert cached == [0, 40]
+
+
+def test_a_whole_prompt_in_the_cache_still_leaves_a_token_to_read(pair: Pair) -> None:
+    work = make_work("whole", fresh_prompt(40, seed=2), max_tokens=5)
+    first, second = (pair.decode.run(work)[0] for _ in range(2))
+    assert tokens_of(first) == tokens_of(second)
+    assert second[-1] == Finished(request_id="whole", reason="length", cached_tokens=36)
+
+
+def test_a_common_beginning_is_enough(pair: Pair) -> None:
+    prompt = fresh_prompt(40, seed=3)
+    pair.decode.run(make_work("one", prompt))
+    (events,) = pair.decode.run(make_work("other", prompt[:22] + fresh_prompt(18, seed=4)))
+    assert events[-1] == Finished(request_id="other", reason="length", cached_tokens=20)
+
+
+def test_tenants_share_nothing(pair: Pair) -> None:
+    work = make_work("mine", fresh_prompt(40, seed=5))
+    pair.decode.run(work)
+    (events,) = pair.decode.run(changed(work, salt="another"))
+    assert events[-1] == Finished(request_id="mine", reason="length", cached_tokens=0)
+
+
+def test_what_is_kept_is_told_by_its_names(pair: Pair) -> None:
+    """Prompt and answer, so that the next turn of a conversation finds both; in decode also what was pulled."""
+    prompt = fresh_prompt(30, seed=6)
+    work = make_work("told", prompt, max_tokens=12)
+    (first,) = pair.prefill.run(as_prefill(work))
+    (second,) = pair.decode.run(as_decode(work, tokens_of(first), handle_of(first)))
+    pair.prefill.until_idle()
+    pair.decode.until_idle()
+    assert pair.prefill.cached >= set(hash_blocks(prompt, BLOCK))
+    answer = tokens_of(first) + tokens_of(second, start=1)
+    assert pair.decode.cached >= set(hash_blocks([*prompt, *answer][:-1], BLOCK))
+
+
+def test_the_least_recently_used_make_room_and_that_is_told(start: Callable[..., Harness]) -> None:
+    """Far more than fits: the names told are always those of blocks that are there, and reuse never lies."""
+    harness = start("decode_0", blocks=40)
+    rng = random.Random(0)
+    heads = [fresh_prompt(24, seed=10 + i) for i in range(6)]
+    for i in range(80):
+        work = make_work(f"evict-{i}", rng.choice(heads) + fresh_prompt(rng.randrange(1, 30), seed=100 + i))
+        known = _leading(hash_blocks(work.token_ids, BLOCK), harness.cached)
+        (end,) = harness.run(work)[0][-1:]
+        assert isinstance(end, Finished)
+        assert end.cached_tokens == BLOCK * min(known, (len(work.token_ids) - 1) // BLOCK)
+        harness.until_idle()
+    assert len(harness.cached) == harness.load.blocks_cached <= harness.load.blocks_total
+
+
+def _leading(names: list[int], cached: set[int]) -> int:
+    """How many of the first names are cached."""
+    return next((i for i, name in enumerate(names) if name not in cached), len(names))

@@ -1,0 +1,87 @@
+"""A fleet behind the real router on the simulated clock."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import msgspec
+import pytest
+
+from tandem.deployment import Faults, Routing
+from tandem.engines.sim.profiles import find_profile
+from tandem.engines.sim.timing import prefill_pairs, step_s, transfer_s
+from tandem.simulation.cluster import MESSAGE_S, Cluster
+from tandem.simulation.fleet import WorkerPlan
+from tandem.simulation.results import Results
+from tandem.simulation.trace import TRACE_BLOCK, Arrival
+
+PLAN = WorkerPlan(find_profile("h100-llama-3.1-8b"))
+POLICIES = get_args(get_type_hints(Routing)["policy"])
+
+
+def conversations(count: int, turns: int, rate: float, seed: int = 0) -> list[Arrival]:
+    """Chats whose prompts grow from turn to turn, at ``rate`` requests a second in all."""
+    rng = random.Random(seed)
+    names = iter(range(1_000_000))
+    found, at = [], 0.0
+    waiting = [(chat, 0, [next(names) for _ in range(8)]) for chat in range(count)]
+    while waiting:
+        at += rng.expovariate(rate)
+        chat, turn, blocks = waiting.pop(rng.randrange(len(waiting)))
+        found.append(Arrival(at, f"{chat}-{turn}", TRACE_BLOCK * len(blocks), rng.randrange(1, 200), tuple(blocks)))
+        if turn + 1 < turns:
+            waiting.append((chat, turn + 1, [*blocks, *(next(names) for _ in range(4))]))
+    return found
+
+
+def run(traffic: list[Arrival], policy: str = "kv", plan: WorkerPlan = PLAN, half: int = 4, **routing: bool) -> Results:
+    return Cluster(plan, half, half, msgspec.convert({"policy": policy} | routing, Routing)).run(traffic)
+
+
+def test_a_lone_request_takes_what_its_parts_take() -> None:
+    blocks, answer = 10, 20
+    length = blocks * TRACE_BLOCK
+    plan = replace(PLAN, max_batch_tokens=length)
+    traffic = [Arrival(0.0, "a", length, answer, tuple(range(blocks)))]
+    results = run(traffic, plan=plan, conditional_disaggregation=False)
+    timing = plan.profile.timing
+    read = step_s(timing, length, prefill_pairs(0, length), 0)
+    assert results.ttft.mean == pytest.approx(read + 2 * MESSAGE_S)
+    written = sum(step_s(timing, 1, 0, length + i) for i in range(answer - 1))
+    between = transfer_s(timing, length) + written + 2 * MESSAGE_S
+    assert results.inter_token.mean == pytest.approx(between / (answer - 1))
+    assert (results.finished, results.hit_rate, results.inter_token.count) == (1, 0.0, answer - 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_request_ends_and_nothing_is_left(policy: str) -> None:
+    traffic = conversations(60, 4, rate=8.0)
+    cluster = Cluster(PLAN, 4, 4, msgspec.convert({"policy": policy}, Routing))
+    results = cluster.run(traffic)
+    assert (results.requests, results.finished, results.failed) == (240, 240, {})
+    assert results.inter_token.count == sum(a.output_tokens - 1 for a in traffic)
+    for worker in cluster.workers:
+        load = worker.load
+        assert (load.queued, load.running, load.blocks_used, load.handles_held) == (0, 0, 0, 0)
+
+
+def test_the_same_traffic_gives_the_same_results() -> None:
+    traffic = conversations(30, 4, rate=8.0)
+    first, second = (msgspec.structs.replace(run(traffic), wall_s=0.0) for _ in range(2))
+    assert first == second
+
+
+def test_kv_finds_what_round_robin_reads_again() -> None:
+    traffic = conversations(60, 6, rate=10.0)
+    kv, round_robin = run(traffic, "kv"), run(traffic, "round_robin")
+    assert kv.hit_rate > 1.3 * round_robin.hit_rate
+    assert kv.ttft.mean < round_robin.ttft.mean
+
+
+def test_failures_reach_the_tally() -> None:
+    plan = replace(PLAN, faults=Faults(step_share=0.2))
+    results = run(conversations(30, 4, rate=8.0), plan=plan)
+    assert results.failed.keys() == {"engine_failed"}
+    assert results.finished + sum(results.failed.values()) == results.requests == 120
