@@ -28,7 +28,7 @@ def check_facts(answer: Answer, prompt_tokens: int) -> None:
     facts = answer.facts
     assert facts["num_input_tokens"] == prompt_tokens
     assert facts["num_output_tokens"] == len(answer.output_ids)
-    assert facts["num_cached_tokens"] == 0
+    assert facts["num_cached_tokens"] in range(0, prompt_tokens, 16)
     assert facts["prefill_worker"] == "prefill_0"
     assert facts["decode_worker"] == "decode_0"
     assert facts["ttft_ms"] > 0
