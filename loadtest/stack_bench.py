@@ -20,7 +20,7 @@ from engine_bench import BATCHES, PREFILL_TOKENS, PROMPT_TOKENS, BareEngine, Wor
 from rich.table import Table
 from tritonclient.utils import np_to_triton_dtype
 
-from tandem.deployment import Deployment, Routing
+from tandem.deployment import Deployment
 from tandem.triton.server import TritonServer
 
 STEPS = 128
@@ -64,13 +64,11 @@ TTFT = Workload(1, PROMPT_TOKENS, 0)
 
 
 def run_stack_bench(deployment: Deployment, threads: int = 1, repetitions: int = 3) -> StackBenchReport:
-    """Measure every workload ``repetitions`` times, stack and bare engine in turn; every request is taken apart."""
+    """Measure every workload ``repetitions`` times, stack and bare engine in turn."""
     workers = [msgspec.structs.replace(worker, threads=threads) for worker in deployment.worker]
     model = deployment.model
     with (
-        TritonServer(
-            msgspec.structs.replace(deployment, worker=workers, routing=Routing(conditional_disaggregation=False))
-        ) as server,
+        TritonServer(msgspec.structs.replace(deployment, worker=workers)) as server,
         bare_engine(Path(model.path), threads, model.dtype) as engine,
     ):
         rows = [_compare(server.grpc_url, engine, workload, repetitions) for workload in WORKLOADS]

@@ -5,10 +5,9 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from tandem.deployment import Deployment, Routing, load_deployment, override
+from tandem.deployment import Deployment, load_deployment, override
 from tandem.triton.server import TritonServer
 
 LOCAL = Path(__file__).parents[2] / "deployments" / "local.toml"
@@ -16,10 +15,8 @@ LOCAL = Path(__file__).parents[2] / "deployments" / "local.toml"
 
 @pytest.fixture(scope="session")
 def deployment() -> Deployment:
-    """``deployments/local.toml`` on free ports. Requests are always taken apart: with prompts as short as those of most
-    tests, a busy machine decides now so, now so."""
-    local = override(load_deployment(LOCAL), http_port=0, grpc_port=0, metrics_port=0)
-    return msgspec.structs.replace(local, routing=Routing(conditional_disaggregation=False))
+    """``deployments/local.toml`` on free ports. Requests are always taken apart there."""
+    return override(load_deployment(LOCAL), http_port=0, grpc_port=0, metrics_port=0)
 
 
 @pytest.fixture(scope="session", autouse=True)

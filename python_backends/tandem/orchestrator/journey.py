@@ -204,6 +204,8 @@ class Journey:
             if self._stopped_by_word():
                 self._finish("stop")
             elif isinstance(finished, Finished):
+                if isinstance(work, Generate):
+                    self._note(num_cached_tokens=finished.cached_tokens)
                 self._held_by.remove(lane)
                 lane.close(self._id)
                 self._finish(finished.reason)

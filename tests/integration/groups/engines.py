@@ -16,7 +16,7 @@ from tandem.messages import Decode, EngineEvent, Generate, Partition, Prefill, P
 
 @contextlib.contextmanager
 def run_engines(
-    model_dir: Path, partitions: dict[str, Partition], mpi: str, directory: Path, block_size: int
+    model_dir: Path, partitions: dict[str, Partition], mpi: str, directory: Path, kv: Kv
 ) -> Iterator[dict[str, RunningEngine]]:
     """Engines of these names in float32, one thread a rank, every one paired with every other."""
     workers = [
@@ -34,7 +34,7 @@ def run_engines(
         name="groups",
         model=Model(path=str(model_dir), dtype="float32"),
         worker=workers,
-        kv=Kv(block_size=block_size),
+        kv=kv,
         parallel=Parallel(mpi=mpi, hang_timeout_s=30.0),  # type: ignore[arg-type]
     )
     with contextlib.ExitStack() as stack:

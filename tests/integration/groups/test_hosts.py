@@ -72,7 +72,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
                 Worker(name="prefill_0", stage="prefill", hosts=hosts.addresses(0, 1), **common),
                 Worker(name="decode_0", stage="decode", hosts=hosts.addresses(0, 2), max_batch_size=64, **common),
             ],
-            kv=Kv(block_size=BLOCK, lease_s=5.0, transfer_timeout_s=5.0),
+            kv=Kv(block_size=BLOCK, prefix_cache=False, lease_s=5.0, transfer_timeout_s=5.0),
             routing=Routing(conditional_disaggregation=False),
             parallel=Parallel(launch_agent=str(hosts.agent), subnet=hosts.subnet, hang_timeout_s=3.0),
         )

@@ -10,6 +10,7 @@ In reading order:
     leader.py, follower.py    the two ends of an engine group
     handover.py       leases, handles and pulls
     checks.py         what is refused at once
+    counters.py       what the load tells
     plan.py           a step as all ranks do it
     sampler.py        from logits to tokens
     logits.py         what the leader hears of logits

@@ -17,6 +17,7 @@ from functools import partial
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import Engine, EventSink, LoadingSink
 from tandem.engines.torch.checks import check_room, check_work
+from tandem.engines.torch.counters import Counters
 from tandem.engines.torch.handover import HandOver
 from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.pace import Pace
@@ -104,8 +105,7 @@ class TorchEngine:
         """By request id: accepted handles whose pull has not ended."""
         self._cancelled_pulls: set[str] = set()
         self._events: list[EngineEvent] = []
-        self._steps = self._pulls = self._bytes_pulled = 0
-        self._pull_seconds = self._step_seconds = 0.0
+        self._counters = Counters()
         self._last_load: Load | None = None
 
     # ------------------------------------------------------------ the protocol; called from any thread
@@ -202,6 +202,7 @@ class TorchEngine:
     def _load(self) -> Load:
         return Load(
             queued=self._scheduler.queued,
+            queued_tokens=self._scheduler.queued_tokens,
             running=self._scheduler.running,
             blocks_total=self._pool.num_blocks,
             blocks_used=self._pool.used,
@@ -209,12 +210,8 @@ class TorchEngine:
             handles_held=self._leases.held,
             handles_granted=self._leases.granted,
             handles_expired=self._leases.expired,
-            bytes_pulled=self._bytes_pulled,
-            pull_seconds=self._pull_seconds,
-            pulls=self._pulls,
-            steps=self._steps,
-            step_seconds=self._step_seconds,
             collective_seconds=self._runner.ranks.seconds,
+            **vars(self._counters),
         )
 
     # ------------------------------------------------------------ accept
@@ -259,9 +256,7 @@ class TorchEngine:
             self._fail(sequence, result.error.code, result.error.message)
         else:
             del self._handles[sequence.request_id]
-            self._pulls += 1
-            self._bytes_pulled += result.bytes_moved
-            self._pull_seconds += result.seconds
+            self._counters.pulled(result)
             self._events.append(
                 Pulled(request_id=sequence.request_id, bytes_moved=result.bytes_moved, seconds=result.seconds)
             )
@@ -287,8 +282,7 @@ class TorchEngine:
             self._fail_all(step.sequences, error)
             return
         seconds = time.monotonic() - began
-        self._steps += 1
-        self._step_seconds += seconds
+        self._counters.stepped(step, seconds)
         self._scheduler.stepped(step, began, seconds)
         for sequence, choice in zip(sequences, chosen, strict=True):
             self._take(sequence, choice, step)

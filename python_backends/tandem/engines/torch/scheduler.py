@@ -51,6 +51,13 @@ class Scheduler:
         return len(self._waiting) + len(self._pulling) + max(0, len(self._running) - self._max_batch_size)
 
     @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that no step has read, of whoever waits or is being read."""
+        return sum(s.num_uncached for s in self._waiting if not isinstance(s.work, Decode)) + sum(
+            s.num_uncached for s in self._prefilling
+        )
+
+    @property
     def running(self) -> int:
         """Sequences that steps take."""
         return len(self._prefilling) + min(len(self._running), self._max_batch_size)
