@@ -38,11 +38,12 @@ def info(stage: StageName) -> WorkerInfo:
         epoch=1,
         stage=stage,
         engine="torch",
-        kv=KvFormat(fingerprint="f", dtype="d", layout="l", block_size=16),
+        kv=KvFormat(
+            fingerprint="f", dtype="d", layout="l", block_size=16, num_layers=1, num_kv_heads=1, slice_bytes=64
+        ),
         vocab_size=100,
         max_model_len=20,
         max_batch_size=1,
-        transfer=None,
     )
 
 

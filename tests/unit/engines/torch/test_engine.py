@@ -241,6 +241,7 @@ def test_a_cancelled_lease_is_refused(pair: tuple[Harness, Harness]) -> None:
     work = make_work("given-up", prompt)
     events = prefill.run([as_prefill(work)])[0]
     prefill.engine.cancel(["given-up"])
+    assert prefill.until_idle().handles_held == 0
     end = decode.run([as_decode(work, tokens_of(events), handle_of(events))])[0][-1]
     assert isinstance(end, Failed)
     assert end.code == "lease_cancelled"
