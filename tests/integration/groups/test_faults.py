@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 from collections.abc import Iterator
 
@@ -27,7 +26,7 @@ from tests.integration.test_faults import (
 
 REQUESTS = 32
 FATES = {
-    signal.SIGKILL: "was killed by SIGKILL|has ended",  # mpiexec may take note of the end before the supervisor does
+    signal.SIGKILL: "was killed by SIGKILL",
     signal.SIGSTOP: "has been silent for 3 s: it is stopped",
 }
 HANG_TIMEOUT_S = 3.0
@@ -58,15 +57,16 @@ def server(
 
 
 def find_rank(server: TritonServer, worker: str, rank: int) -> psutil.Process:
-    """The process of one rank."""
+    """The process of one rank: the last of three, after the one that mpiexec knows and the guard."""
     run_id = (server.run_directory / "run_id").read_text()
+    found = []
     for process in find_processes(run_id):
-        command = process.cmdline()
-        if "tandem.parallel.rank" in command and worker in command:
-            environment = process.environ()
-            if str(rank) in (environment.get("PMI_RANK"), environment.get("OMPI_COMM_WORLD_RANK")):
-                return process
-    raise AssertionError(f"no rank {rank} of {worker} runs")
+        command, environment = process.cmdline(), process.environ()
+        numbers = environment.get("PMI_RANK"), environment.get("OMPI_COMM_WORLD_RANK")
+        if "tandem.parallel.rank" in command and worker in command and str(rank) in numbers:
+            found.append(process)
+    assert len(found) == 3, f"rank {rank} of {worker}: {found}"
+    return max(found, key=lambda process: len(process.parents()))
 
 
 def assert_told(answers: list[Answer], worker: str, rank: int, fate: str) -> None:
@@ -79,7 +79,7 @@ def assert_told(answers: list[Answer], worker: str, rank: int, fate: str) -> Non
         if "[transfer_failed]" not in error:
             assert "[worker_lost]" in error
             assert f"rank {rank} " in error
-            assert re.search(fate, error)
+            assert fate in error
 
 
 @pytest.mark.parametrize(
