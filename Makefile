@@ -22,7 +22,7 @@ help:
 	@echo "make test    all tests          make lint   ruff and mypy"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
-	@echo "make soak    12,000 requests, a tenth of which leave: nothing hangs, nothing is left"
+	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
 	@echo "make clean   remove everything that was set up"
 
 demo: core triton $(DEMO_MODEL)

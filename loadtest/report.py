@@ -128,6 +128,7 @@ def soak_section(rounds: list[Round]) -> str:
             f"{max((m.outlook for m in r.memory.values() if m), default=math.nan):+.1%}",
         )
         for r in rounds
+        if not r.warms_up
     ]
     return f"**Soak** (`python loadtest/soak.py`)\n\n{table(head, rows)}"
 

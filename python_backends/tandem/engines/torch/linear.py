@@ -80,8 +80,8 @@ class PackedLinear:
 
 
 def padded_rows(rows: int) -> int:
-    """The next of sixteen numbers in each octave, all of them up to 32: at most a sixteenth more than ``rows``."""
-    step = 1 << max(0, (rows - 1).bit_length() - 5)
+    """Up to 32 ``rows`` itself, beyond that the next of eight numbers in each octave: at most an eighth more."""
+    step = 1 if rows <= 32 else 1 << ((rows - 1).bit_length() - 4)
     return -(-rows // step) * step
 
 

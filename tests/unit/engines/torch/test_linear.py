@@ -9,12 +9,12 @@ from torch.nn import functional
 from tandem.engines.torch.linear import PackedLinear, packs, padded_rows
 
 
-def test_rows_are_filled_up_by_a_sixteenth_at_most_to_few_numbers() -> None:
+def test_rows_are_filled_up_by_an_eighth_at_most_to_few_numbers() -> None:
     filled = [padded_rows(rows) for rows in range(1, 4097)]
     assert filled[:32] == list(range(1, 33))
-    assert all(rows <= more <= rows * 17 / 16 for rows, more in enumerate(filled, start=1))
+    assert all(rows <= more <= rows * 9 / 8 for rows, more in enumerate(filled, start=1))
     assert filled == sorted(filled)
-    assert len(set(filled)) == 32 + 7 * 16
+    assert len(set(filled)) == 32 + 7 * 8
     assert all(padded_rows(rows) == rows for rows in filled)
 
 
