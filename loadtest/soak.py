@@ -13,9 +13,10 @@ import json
 import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc.aio as grpc_aio
@@ -27,6 +28,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tandem.cli.client import Client
 from tandem.deployment import load_deployment, override
+from tandem.engines.torch.linear import padded_rows
 from tandem.messages import Hello, HelloReply, Load
 from tandem.triton.server import TritonServer
 
@@ -34,6 +36,11 @@ ROOT = Path(__file__).parents[1]
 ANSWER_TOKENS = 6
 REQUEST_TIMEOUT_S = 120.0
 SETTLE_S = 30.0
+MOST_ROWS = 1792
+"""A step of prefill reads so many tokens at most here: 128 prompts of up to 14 at once."""
+
+Tensors = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+_TRUE = np.array([[True]])
 
 
 @dataclass
@@ -61,21 +68,20 @@ async def one_request(client: grpc_aio.InferenceServerClient, number: int, draw:
     """Send one request; how it ended."""
     leave_after = draw.uniform(0.0, 1.5) if draw.random() < 0.1 else None
     try:
-        return await asyncio.wait_for(_stream(client, number), leave_after or REQUEST_TIMEOUT_S)
+        text = f"Request {number}: count on, {number % 10},".encode()
+        prompt = {"text_input": np.array([[text]], np.object_)}
+        return await asyncio.wait_for(_stream(client, prompt), leave_after or REQUEST_TIMEOUT_S)
     except asyncio.TimeoutError:
         return "left" if leave_after else "HUNG"
     except InferenceServerException as error:
         return f"error: {error.message()[:80]}"
 
 
-async def _stream(client: grpc_aio.InferenceServerClient, number: int) -> str:
+async def _stream(client: grpc_aio.InferenceServerClient, prompt: Tensors) -> str:
+    """The whole stream of one answer; whether it was whole."""
     inputs = []
-    for name, array in {
-        "text_input": np.array([[f"Request {number}: count on, {number % 10},".encode()]], np.object_),
-        "max_tokens": np.array([[ANSWER_TOKENS]], np.int32),
-        "ignore_eos": np.array([[True]]),
-        "stream": np.array([[True]]),
-    }.items():
+    options = {"max_tokens": np.array([[ANSWER_TOKENS]], np.int32), "ignore_eos": _TRUE, "stream": _TRUE}
+    for name, array in {**prompt, **options}.items():
         tensor = grpc_aio.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
@@ -94,6 +100,16 @@ async def _stream(client: grpc_aio.InferenceServerClient, number: int) -> str:
     finally:
         stream.cancel()  # of no effect where the stream was read to its end
     return "whole answer" if tokens == ANSWER_TOKENS else f"WRONG: {tokens} tokens"
+
+
+async def see_all_sizes(url: str, most_rows: int, progress: Progress) -> None:
+    """A prompt for each number of rows of a step of prefill, so that its kernels are there before memory is judged."""
+    sizes = sorted({padded_rows(rows) for rows in range(1, most_rows + 1)})
+    async with grpc_aio.InferenceServerClient(url) as client:
+        for rows in progress.track(sizes, description="a prompt of each size"):
+            outcome = await _stream(client, {"input_ids": np.ones((1, rows), np.int32)})
+            if outcome != "whole answer":
+                raise SystemExit(f"a prompt of {rows} tokens, while warming up: {outcome}")
 
 
 async def run_round(url: str, this: Round, progress: Progress, draw: random.Random) -> None:
@@ -130,6 +146,7 @@ def in_use(server: TritonServer) -> dict[str, list[int]]:
 async def soak(server: TritonServer, rounds: list[Round], progress: Progress) -> None:
     """Run all rounds, watching memory, and look after each for what is left."""
     draw = random.Random(2)
+    await see_all_sizes(server.grpc_url, MOST_ROWS, progress)
     for this in rounds:
         samples: dict[str, list[Sample]] = {}
         watcher = asyncio.create_task(watch_memory(samples, this))
