@@ -7,6 +7,7 @@ both see the same machine and the same caches; each figure is a median.
 
 from __future__ import annotations
 
+import os
 import queue
 import statistics
 import time
@@ -18,7 +19,19 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import typer
-from kv_ranks import DEADLINE_S, Bytes, Group, Outcome, Rank, WorkerSpec, allocate, content, make_info, start_pair
+from kv_ranks import (
+    DEADLINE_S,
+    LOOPBACK,
+    Bytes,
+    Group,
+    Outcome,
+    Rank,
+    WorkerSpec,
+    allocate,
+    content,
+    make_info,
+    start_pair,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -133,6 +146,7 @@ def _run_single(sizes_mib: Sequence[int], repetitions: int) -> list[KvBenchRow]:
     """The decode worker is in this process, so that copies go into the very memory that pulls go into."""
     specs = _specs(Partition(), Partition(), _blocks(max(sizes_mib)))
     results: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    os.environ.setdefault(*LOOPBACK)
     prefill = Group(specs[0])
     decode = Rank(specs[1], 0, results.put)
     try:

@@ -78,6 +78,10 @@ def content(spec: WorkerSpec, rank: int, seeds: Sequence[int]) -> Bytes:
     return values.reshape(len(seeds), -1).view(np.uint8)
 
 
+LOOPBACK = ("UCX_NET_DEVICES", "lo")
+"""A setting for every process that has a rank: else UCX binds to any interface, and hangs when that one goes."""
+
+
 def allocate(size: int) -> Bytes:
     """Fresh memory with huge pages where the machine has them, as KV memory gets it."""
     memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
@@ -91,7 +95,6 @@ class Rank:
     def __init__(self, spec: WorkerSpec, rank: int, on_result: Callable[[Outcome], None]) -> None:
         self.spec, self.rank, self._on_result = spec, rank, on_result
         block_bytes = block_bytes_of(spec.partition, rank, spec.kv)
-        os.environ.setdefault("UCX_NET_DEVICES", "lo")  # else it binds to any interface, and hangs when that one goes
         self.memory = allocate(spec.blocks * block_bytes).reshape(spec.blocks, block_bytes)
         self.pool = BlockPool(spec.blocks)
         self.leases = LeaseTable(self.pool, spec.lease_s)
@@ -189,6 +192,7 @@ class Rank:
 def _serve(calls: Connection, news: Connection, spec: WorkerSpec, rank: int) -> None:
     """The child: does what it is told until the pipe ends; results and reports go out as they come."""
     logging.basicConfig(level=logging.INFO)
+    os.environ.setdefault(*LOOPBACK)
     os.environ.update(spec.environment)
     one = Rank(spec, rank, news.send)
     calls.send(one.info())

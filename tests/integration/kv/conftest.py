@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from kv_ranks import LOOPBACK
 
 from tests.integration.kv.side import Workers
 
 
 @pytest.fixture
-def workers() -> Iterator[Workers]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    monkeypatch.setenv(*LOOPBACK)
     workers = Workers()
     yield workers
     workers.end()
