@@ -1,5 +1,5 @@
 """The benchmark: ``make bench``. Bare engine beside transformers, whole stack beside the bare engine, KV transfer
-beside memcpy; medians and ratios of one run as tables and JSON.
+beside memcpy, groups of ranks beside one rank; medians and ratios of one run as tables and JSON.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import engine_bench
+import group_bench
 import kv_bench
 import msgspec
 import stack_bench
@@ -25,7 +26,7 @@ def main(
     repetitions: Annotated[int, typer.Option(help="Measurements per figure.")] = 3,
     out: Annotated[Path, typer.Option(help="Where to write the report.")] = ROOT / ".tandem" / "bench.json",
 ) -> None:
-    """Run all three benchmarks and print their tables."""
+    """Run all four benchmarks and print their tables."""
     console = Console()
     local = load_deployment(ROOT / "deployments" / "local.toml")
     deployment = override(local, http_port=0, grpc_port=0, metrics_port=0)
@@ -38,8 +39,11 @@ def main(
     with console.status("whole stack beside the bare engine"):
         stack = stack_bench.run_stack_bench(deployment, threads, repetitions)
     console.print(stack_bench.table(stack))
+    with console.status("groups of ranks beside one rank"):
+        group = group_bench.run_group_bench(repetitions)
+    console.print(group_bench.table(group))
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"engine": asdict(engine), "stack": asdict(stack), "kv": asdict(kv)}
+    report = {"engine": asdict(engine), "stack": asdict(stack), "kv": asdict(kv), "group": asdict(group)}
     out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     console.print(f"written: {out}")
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 import typer
 from engine_bench import EngineBenchReport
+from group_bench import GroupBenchReport
 from kv_bench import KvBenchReport, KvBenchRow
 from memory import OUTLOOK
 from perf import OUTPUT_TOKENS, Row
@@ -32,6 +33,7 @@ class BenchReport:
     engine: EngineBenchReport
     stack: StackBenchReport
     kv: KvBenchReport
+    group: GroupBenchReport
 
 
 def read_bench(path: Path) -> BenchReport:
@@ -98,6 +100,28 @@ def _kv_cells(row: KvBenchRow) -> list[str]:
     return [f"{row.mib} MiB", *figures]
 
 
+def group_section(report: GroupBenchReport) -> str:
+    """Groups of ranks beside one rank."""
+    title = (
+        f"**Ranks of one thread each beside as many threads in one rank**, {report.cores} cores, median of "
+        f"{report.repetitions} (`python loadtest/group_bench.py`)"
+    )
+    head = ("tokens/s", "ranks", "group", "one rank", "ratio", "lost in collectives", "in the rest")
+    rows = [
+        (
+            r.name,
+            f"{r.ranks}",
+            f"{r.group:.1f}",
+            f"{r.one_rank:.1f}",
+            f"{r.ratio:.2f}",
+            f"{r.collectives:.2f}",
+            f"{r.rest:.2f}",
+        )
+        for r in report.rows
+    ]
+    return f"{title}\n\n{table(head, rows)}"
+
+
 def perf_section(rows: list[Row]) -> str:
     """perf_analyzer's report."""
     head = ("model", "streams", "requests/s", "responses/s", "latency p50, ms", "latency p99, ms")
@@ -145,7 +169,12 @@ def main(
 ) -> None:
     """Write the tables between the marks."""
     bench = read_bench(home / "bench.json")
-    sections = [engine_section(bench.engine), stack_section(bench.stack), kv_section(bench.kv)]
+    sections = [
+        engine_section(bench.engine),
+        stack_section(bench.stack),
+        kv_section(bench.kv),
+        group_section(bench.group),
+    ]
     if (perf := home / "perf" / "perf.json").is_file():
         sections.append(perf_section(msgspec.json.decode(perf.read_bytes(), type=list[Row])))
     if (soak := home / "soak.json").is_file():
