@@ -109,15 +109,21 @@ class Agent:
         except Exception as error:  # it is gone either way
             log.warning("%s", _failure("disconnecting from", remote.name, error))
 
-    def read(self, remote: Remote, local_ids: Sequence[int], remote_ids: Sequence[int]) -> Read:
-        """Begin to copy the runs of blocks ``remote_ids`` of the peer to our blocks ``local_ids``, in this order."""
+    def read(
+        self, remote: Remote, local_ids: Sequence[int], remote_ids: Sequence[int], note: TransferNote | None = None
+    ) -> Read:
+        """Begin to copy the runs of blocks ``remote_ids`` of the peer to our blocks ``local_ids``, in this order.
+
+        ``note`` is sent to the peer as soon as all is there.
+        """
         if remote.prepared is None:
             raise ValueError(f"no runs of {remote.name} were prepared, so nothing can be read")
         ours, theirs = remote.prepared
         local = _indices(local_ids, self.info.num_blocks, len(remote.runs))
         distant = _indices(remote_ids, remote.info.num_blocks, len(remote.runs))
         try:
-            handle = self._nixl.make_prepped_xfer("READ", ours, local, theirs, distant)
+            message = b"" if note is None else encode(note)
+            handle = self._nixl.make_prepped_xfer("READ", ours, local, theirs, distant, message)
             state = self._nixl.transfer(handle)
         except Exception as error:
             remote.lost = True

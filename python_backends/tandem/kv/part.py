@@ -10,12 +10,10 @@ from collections.abc import Sequence
 
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Read, Remote
-from tandem.messages import KvHandle
+from tandem.messages import KvHandle, TransferNote
 
 PIECE_BYTES = 32 << 20
 """Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
-HASTE_S = 0.005
-"""A step has usually ended after this; a longer one is not worth polling without rest."""
 
 
 class _Stream:
@@ -35,12 +33,13 @@ class _Stream:
         """Whether all is there."""
         return self.read is None and self._next_block == len(self._local_ids)
 
-    def read_on(self) -> None:
-        """Begin with the next piece."""
+    def read_on(self, note: TransferNote | None) -> None:
+        """Begin with the next piece; ``note`` goes out behind the last one."""
         first, last = self._next_block, self._next_block + self._blocks_at_once
         local = self._local_ids[first:last]
         self.began = time.monotonic()
-        self.read = self._agent.read(self.remote, local, self._remote_ids[first:last])
+        is_last = last >= len(self._local_ids)
+        self.read = self._agent.read(self.remote, local, self._remote_ids[first:last], note if is_last else None)
         self._next_block += len(local)
 
     def has_ended(self) -> bool:
@@ -66,14 +65,17 @@ class PartRead:
         self._timeout_s = timeout_s
         self._streams: list[_Stream] = []
         self._stop_reason: TandemError | None = None
+        self._note: TransferNote | None = None
 
-    def begin(self, agent: Agent, remotes: Sequence[Remote]) -> None:
-        """Start to read from ``remotes``, one for each source rank.
+    def begin(self, agent: Agent, remotes: Sequence[Remote], note: TransferNote | None = None) -> None:
+        """Start to read from ``remotes``, one for each source rank. ``note``, where there is but one, is sent to it as
+        soon as all is there.
 
         Raises:
             TandemError: ``handle_malformed``: the blocks do not fit; nothing was begun.
         """
         self._check_blocks([agent.info.num_blocks, *(remote.info.num_blocks for remote in remotes)])
+        self._note = note
         self._streams = [_Stream(agent, remote, self.local_ids, self.handle.block_ids) for remote in remotes]
         for stream in self._streams:
             self._read_on(stream)
@@ -89,10 +91,9 @@ class PartRead:
         return any(stream.read is not None for stream in self._streams)
 
     @property
-    def in_haste(self) -> bool:
-        """Whether a piece is likely to end within a moment."""
-        began = max((stream.began for stream in self._streams), default=0.0)
-        return time.monotonic() - began < HASTE_S
+    def began(self) -> float:
+        """When the newest piece began (monotonic clock)."""
+        return max((stream.began for stream in self._streams), default=0.0)
 
     @property
     def bytes_moved(self) -> int:
@@ -150,7 +151,7 @@ class PartRead:
     def _read_on(self, stream: _Stream) -> None:
         """A read that cannot begin ends the part, but only when the others under way have ended."""
         try:
-            stream.read_on()
+            stream.read_on(self._note)
         except TandemError as error:
             self.stop(error)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Remote
-from tandem.kv.part import HASTE_S, PartRead
-from tandem.messages import Confirm, ReadEnded
+from tandem.kv.part import PartRead
+from tandem.messages import Confirm, ReadEnded, TransferNote
 
 ASK_AGAIN_S = 0.1
 """A question may arrive before the other side is paired with us; it is repeated until it is answered."""
@@ -49,6 +49,8 @@ class Pull:
         self._started = self._step_began = time.monotonic()
         self._own_done = False
         self._ask_at: float | None = None
+        self._asked_by_read = False
+        self._confirmed = False
         self._stop_reason: TandemError | None = None
 
     @property
@@ -57,13 +59,18 @@ class Pull:
         return self.part.request_id
 
     @property
-    def in_haste(self) -> bool:
-        """Whether the present step is likely to end within a moment."""
-        return self.part.in_haste or time.monotonic() - self._step_began < HASTE_S
+    def began(self) -> float:
+        """When the present step began (monotonic clock)."""
+        return max(self.part.began, self._step_began)
 
-    def ask_for_confirmation(self, agent: Agent, leader: Remote, correlation: int) -> None:
-        """Whom to ask in the end, and the name of this pull in the question."""
+    def ask_for_confirmation(
+        self, agent: Agent, leader: Remote, correlation: int, *, reads_leader_only: bool
+    ) -> TransferNote | None:
+        """Whom to ask in the end, and the name of this pull in the question. Returned is the question where the read
+        itself can ask it at its end: no other rank reads, and nothing is read from another one."""
         self._agent, self.leader, self.correlation = agent, leader, correlation
+        self._asked_by_read = reads_leader_only and not self._shares
+        return self._question if self._asked_by_read else None
 
     def step(self) -> bool:
         """Go on as far as possible without waiting; whether anything happened.
@@ -79,6 +86,8 @@ class Pull:
         now = time.monotonic()
         if not self._own_done:
             self._own_done, self._step_began = True, now
+            if self._asked_by_read:
+                self._ask_at = now + ASK_AGAIN_S
         if self._stop_reason is not None:
             raise self._stop_reason
         if self.leader.lost:
@@ -86,11 +95,22 @@ class Pull:
         if len(self._reported) < len(self._shares):
             self._check_followers(now)
             return moved
+        if self._confirmed:
+            return False
         if self._ask_at is None or now >= self._ask_at:
             self._ask(now)
             return True
         self._check_deadline(now)
         return False
+
+    def confirm(self) -> None:
+        """The lease held. The answer may be quicker than the news that the read has ended."""
+        self._confirmed = True
+
+    @property
+    def done(self) -> bool:
+        """Whether all parts are there, and the lease held all along."""
+        return self._confirmed and self.part.done
 
     def take(self, report: ReadEnded) -> None:
         """What a follower says of its part. A bad end of it ends the pull."""
@@ -132,11 +152,14 @@ class Pull:
     def _ask(self, now: float) -> None:
         if self._ask_at is None:
             self._step_began = now
-        question = Confirm(
+        self._agent.send(self.leader, self._question)
+        self._ask_at = now + ASK_AGAIN_S
+
+    @property
+    def _question(self) -> Confirm:
+        return Confirm(
             correlation=self.correlation, lease_id=self.part.handle.lease_id, holder=self.leader.info.agent_name
         )
-        self._agent.send(self.leader, question)
-        self._ask_at = now + ASK_AGAIN_S
 
     def _check_deadline(self, now: float) -> None:
         if now - self._step_began > self._timeout_s:

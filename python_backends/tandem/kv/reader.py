@@ -74,8 +74,8 @@ class KvReader(TransferThread):
     def _is_serving(self) -> bool:
         return self._served
 
-    def _haste(self) -> bool | None:
-        return any(part.in_haste for part in self._reads.values()) if self._reads else None
+    def _busy_since(self) -> float | None:
+        return max((part.began for part in self._reads.values()), default=None)
 
     def _take(self, sender: str, note: TransferNote) -> None:
         """Nobody has anything to say to a follower."""
@@ -84,7 +84,7 @@ class KvReader(TransferThread):
         try:
             if part.request_id in self._reads:
                 raise TandemError("invalid_request", f"request {part.request_id!r} has a read under way")
-            self._begin_part(part)
+            self._begin_part(part, self._find_peer(part))
         except TandemError as error:
             self._report(part, error)
             return

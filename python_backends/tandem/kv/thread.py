@@ -24,6 +24,10 @@ from tandem.messages import KvFormat, Partition, TransferInfo, TransferNote, Wor
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the library's from Python 3.11 on
 
+RESTLESS_S = 500e-6
+"""For so long after a step began its end is looked for without rest: a short sleep takes 60 to 100 µs with waking."""
+HASTE_S = 0.005
+"""A step has usually ended after this; a longer one is not worth looking for so often."""
 HASTY_POLL_S = 20e-6
 POLL_S = 500e-6
 SERVE_POLL_S = (50e-6, 1e-3)
@@ -139,8 +143,8 @@ class TransferThread(ABC):
         """Whether peers may be reading from this rank."""
 
     @abstractmethod
-    def _haste(self) -> bool | None:
-        """Whether what is under way is likely to end within a moment; None: nothing is."""
+    def _busy_since(self) -> float | None:
+        """When the newest step of what is under way began (monotonic clock); None: nothing is."""
 
     @abstractmethod
     def _take(self, sender: str, note: TransferNote) -> None:
@@ -201,9 +205,11 @@ class TransferThread(ABC):
 
     def _rest(self) -> None:
         """Sleep until the next look at the network; only an idle thread needs to be woken by others."""
-        haste = self._haste()
-        if haste is not None:
-            time.sleep(HASTY_POLL_S if haste else POLL_S)
+        since = self._busy_since()
+        if since is not None:
+            waited = time.monotonic() - since
+            if waited > RESTLESS_S:
+                time.sleep(HASTY_POLL_S if waited < HASTE_S else POLL_S)
         elif self._is_serving() and self._peers:
             least, most = SERVE_POLL_S
             time.sleep(min(max((time.monotonic() - self._serving_since) / 20, least), most))
@@ -219,17 +225,23 @@ class TransferThread(ABC):
         if self._ending is None:
             self._peers.add(new)
 
-    def _begin_part(self, part: PartRead) -> Peer:
-        """Start to read; the peer it is read from.
+    def _find_peer(self, part: PartRead) -> Peer:
+        """Whom a part is read from.
+
+        Raises:
+            TandemError: it cannot be read now.
+        """
+        if self._ending is not None:
+            raise self._ending
+        return self._peers.find(part.handle)
+
+    def _begin_part(self, part: PartRead, peer: Peer, note: TransferNote | None = None) -> None:
+        """Start to read; ``note`` as in ``PartRead.begin``.
 
         Raises:
             TandemError: why not; nothing was begun.
         """
-        if self._ending is not None:
-            raise self._ending
-        peer = self._peers.find(part.handle)
-        part.begin(self._agent, [self._peers.connect(peer, rank) for rank in peer.source_ranks])
-        return peer
+        part.begin(self._agent, [self._peers.connect(peer, rank) for rank in peer.source_ranks], note)
 
     def _end(self, reason: TandemError) -> None:
         """Everybody who waits hears why nothing will come."""

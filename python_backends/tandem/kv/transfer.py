@@ -109,8 +109,8 @@ class KvTransfer(TransferThread):
     def _is_serving(self) -> bool:
         return self._leases.held > 0
 
-    def _haste(self) -> bool | None:
-        return any(pull.in_haste for pull in self._pulls.values()) if self._pulls else None
+    def _busy_since(self) -> float | None:
+        return max((pull.began for pull in self._pulls.values()), default=None)
 
     def _take(self, sender: str, note: TransferNote) -> None:
         if isinstance(note, Confirm):
@@ -130,8 +130,14 @@ class KvTransfer(TransferThread):
     def _begin(self, pull: Pull) -> None:
         self._pulls[pull.request_id] = pull
         try:
-            peer = self._begin_part(pull.part)
-            pull.ask_for_confirmation(self._agent, self._peers.connect(peer, LEADER), next(self._correlations))
+            peer = self._find_peer(pull.part)
+            question = pull.ask_for_confirmation(
+                self._agent,
+                self._peers.connect(peer, LEADER),
+                next(self._correlations),
+                reads_leader_only=peer.source_ranks == [LEADER],
+            )
+            self._begin_part(pull.part, peer, question)
         except TandemError as error:
             self._finish(pull, error)
 
@@ -140,6 +146,9 @@ class KvTransfer(TransferThread):
         for pull in list(self._pulls.values()):
             try:
                 busy |= pull.step()
+                if pull.done:
+                    self._finish(pull, None)
+                    busy = True
             except TandemError as error:
                 self._finish(pull, error)
                 busy = True
@@ -153,8 +162,10 @@ class KvTransfer(TransferThread):
     def _settle(self, sender: str, answer: Confirmed | NotConfirmed) -> None:
         for pull in self._pulls.values():
             if pull.correlation == answer.correlation and pull.leader.name == sender:
-                refusal = TandemError(answer.code, answer.message) if isinstance(answer, NotConfirmed) else None
-                self._finish(pull, refusal)
+                if isinstance(answer, NotConfirmed):
+                    self._finish(pull, TandemError(answer.code, answer.message))
+                else:
+                    pull.confirm()
                 return
 
     def _take_report(self, report: ReadEnded) -> None:
