@@ -47,10 +47,7 @@ def _read(path: Path, shard: Shard) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             for name in filter(shard.holds, file.keys()):
                 cut, whole = shard.cut(name), file.get_slice(name)
-                if cut is None:
-                    part = file.get_tensor(name)
-                else:
-                    part = whole[cut.first : cut.end] if cut.axis == 0 else whole[:, cut.first : cut.end]
+                part = file.get_tensor(name) if cut is None else cut.take(whole)
                 parts[name] = part.contiguous()
     except (OSError, SafetensorError) as error:
         raise refuse(path, f"not a whole safetensors file ({error}); convert the model again") from error

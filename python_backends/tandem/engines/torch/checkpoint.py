@@ -60,7 +60,7 @@ class Checkpoint:
         if cut is None or stored != shape:
             tensor: Tensor = self._files[name].get_tensor(name)
         else:
-            tensor = view[cut.first : cut.end] if cut.axis == 0 else view[:, cut.first : cut.end]
+            tensor = cut.take(view)
         return tensor.to(self._device, self._dtype)
 
     def read_bias(self, name: str, size: int) -> Tensor | None:

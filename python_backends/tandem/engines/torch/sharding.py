@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tandem.engines.torch.config import ModelConfig
 from tandem.messages import Partition
@@ -35,6 +36,10 @@ class Cut:
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of what is cut out of a tensor of shape ``whole``."""
         return (*whole[: self.axis], self.end - self.first, *whole[self.axis + 1 :])
+
+    def take(self, whole: Any) -> Any:
+        """What is cut out of ``whole``: a tensor, an array, or a slice of a safetensors file that is not read yet."""
+        return whole[self.first : self.end] if self.axis == 0 else whole[:, self.first : self.end]
 
 
 class Shard:

@@ -81,7 +81,7 @@ def take(shard: Shard, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int6
     cut = shard.cut(name)
     if cut is None:
         return whole
-    part = whole[cut.first : cut.end] if cut.axis == 0 else whole[:, cut.first : cut.end]
+    part: npt.NDArray[np.int64] = cut.take(whole)
     assert part.shape == cut.shape(shape)
     return part
 
