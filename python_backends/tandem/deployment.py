@@ -14,7 +14,7 @@ from msgspec import Meta
 from tandem.engines.sim.profiles import find_profile
 from tandem.engines.sim.timing import Timing
 from tandem.errors import TandemError
-from tandem.messages import Partition, StageName
+from tandem.messages import Partition, Role, StageName, does
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
@@ -24,7 +24,11 @@ WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ByteSize = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(KiB|MiB|GiB)$")]
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]+)?)$")]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$")]
+Address = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$")]
 Subnet = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]+/[0-9]+$")]
+
+GATEWAY = "gateway"
+"""As a part of a deployment: the models that clients call."""
 
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -50,6 +54,8 @@ class Server(Section, frozen=True, kw_only=True):
     http_port: Port = 8000
     grpc_port: Port = 8001
     metrics_port: Port = 8002
+    only: list[str] = []
+    """What of the deployment runs here, ``gateway`` and names of workers; see ``Deployment.parts_here``."""
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -61,6 +67,8 @@ class Limits(Section, frozen=True, kw_only=True):
     request_timeout_s: PositiveFloat = 300.0
     """Deadline of a request that names none."""
     retry_after_s: PositiveFloat = 1.0
+    drain_s: PositiveFloat = 30.0
+    """For the requests of a worker whose server is asked to stop."""
     max_inter_token_ms: PositiveFloat = 200.0
     """Most time between two tokens of an answer that may be due to other prompts: they are read in chunks."""
 
@@ -115,10 +123,13 @@ class Faults(Section, frozen=True, kw_only=True):
 
 
 class Worker(Section, frozen=True, kw_only=True):
-    """One engine behind one Triton stage model of the same name."""
+    """One engine behind one Triton stage model of the same name; with an ``address``, one behind each that it has."""
 
     name: WorkerName
-    stage: StageName
+    stage: Role
+    address: Address | list[Address] = []
+    """Of the gRPC port of the Triton that serves it, as others reach it: host:port, or several. A name may stand for
+    many hosts, each of which is a worker, and for others later on. Empty: the Triton of the gateway."""
     engine: Literal["torch", "sim"] = "torch"
     profile: str | None = None
     """Of the engine ``sim``: how fast it is; see ``tandem.engines.sim.profiles``."""
@@ -142,6 +153,11 @@ class Worker(Section, frozen=True, kw_only=True):
     """Of each rank. With the engine ``sim`` this is the memory that it pretends to have."""
     max_queue: PositiveInt = 256
     """Requests that wait in this worker; one more is refused at once."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """``address`` as a list."""
+        return [self.address] if isinstance(self.address, str) else self.address
 
     @property
     def kv_bytes(self) -> int:
@@ -183,8 +199,28 @@ class Deployment(Section, frozen=True, kw_only=True):
     parallel: Parallel = Parallel()
 
     def workers(self, stage: StageName) -> list[Worker]:
-        """The workers of one stage, in file order."""
-        return [w for w in self.worker if w.stage == stage]
+        """The workers that do a stage, in file order."""
+        return [w for w in self.worker if does(w.stage, stage)]
+
+    @property
+    def parts_here(self) -> list[str]:
+        """What runs on this Triton: ``server.only``, or the gateway and all workers that have no address."""
+        return self.server.only or [GATEWAY, *(w.name for w in self.worker if not w.address)]
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether clients are served here: by ``llm``, ``ensemble`` and ``preprocess``."""
+        return GATEWAY in self.parts_here
+
+    @property
+    def workers_here(self) -> list[Worker]:
+        """The workers that this Triton serves, in file order."""
+        return [w for w in self.worker if w.name in self.parts_here]
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether several Tritons serve it."""
+        return any(w.address for w in self.worker)
 
     def find_worker(self, name: str) -> Worker:
         """The worker called ``name``.
@@ -203,7 +239,8 @@ class Deployment(Section, frozen=True, kw_only=True):
         if worker.threads is not None:
             return worker.threads
         here = worker.host_of(rank)
-        ranks = sum(w.host_of(r) == here for w in self.worker for r in range(w.group_size))
+        sharers = self.workers_here if worker.name in self.parts_here else [worker]
+        ranks = sum(w.host_of(r) == here for w in sharers for r in range(w.group_size))
         return max(1, (os.cpu_count() or 1) // ranks)
 
 
@@ -248,18 +285,31 @@ def _check(path: Path, deployment: Deployment) -> None:
     problem: str | None = None
     if duplicate := next((n for n in names if names.count(n) > 1), None):
         problem = f"worker.name: {duplicate!r} stands twice; names must differ"
-    elif reserved := next((n for n in names if n in ("llm", "ensemble", "preprocess")), None):
-        problem = f"worker.name: {reserved!r} is the name of a model that Tandem adds; choose another"
+    elif reserved := next((n for n in names if n in ("llm", "ensemble", "preprocess", GATEWAY)), None):
+        problem = f"worker.name: {reserved!r} is the name of what Tandem adds; choose another"
     elif not deployment.workers("prefill"):
-        problem = 'worker: no worker has stage = "prefill"; add one'
+        problem = 'worker: no worker has stage = "prefill" or "both"; add one'
     elif not deployment.workers("decode"):
-        problem = 'worker: no worker has stage = "decode"; add one'
+        problem = 'worker: no worker has stage = "decode" or "both"; add one'
     else:
         places = [(f"worker[{i}]", w) for i, w in enumerate(deployment.worker)]
         found = (_find_misplaced(place, w) or _find_sim_problem(place, w) for place, w in places)
-        problem = next(filter(None, found), None)
+        problem = next(filter(None, found), None) or _find_part_problem(deployment)
     if problem:
         raise TandemError("invalid_request", f"{path}: {problem}")
+
+
+def _find_part_problem(deployment: Deployment) -> str | None:
+    """What is wrong with what is to run here."""
+    known = [GATEWAY, *(w.name for w in deployment.worker)]
+    if unknown := next((part for part in deployment.server.only if part not in known), None):
+        return f"server.only: {unknown!r} is no part of the deployment; it has {', '.join(known)}"
+    if not deployment.has_gateway:
+        return None
+    here = deployment.parts_here
+    if lost := next((w.name for w in deployment.worker if not w.address and w.name not in here), None):
+        return f"worker.address: is missing for {lost!r}, which the gateway here could not reach; give its host:port"
+    return None
 
 
 def _find_misplaced(place: str, worker: Worker) -> str | None:
@@ -303,6 +353,13 @@ def to_json(deployment: Deployment) -> bytes:
 
 
 def override(deployment: Deployment, **server: Any) -> Deployment:
-    """A copy with some ``[server]`` fields replaced (None leaves a field as it is)."""
+    """A copy with some ``[server]`` fields replaced (None leaves a field as it is).
+
+    Raises:
+        TandemError: ``invalid_request``: what is to run here is not there, or could not reach the rest.
+    """
     given = {k: v for k, v in server.items() if v is not None}
-    return msgspec.structs.replace(deployment, server=msgspec.structs.replace(deployment.server, **given))
+    new = msgspec.structs.replace(deployment, server=msgspec.structs.replace(deployment.server, **given))
+    if problem := _find_part_problem(new):
+        raise TandemError("invalid_request", problem)
+    return new

@@ -14,14 +14,22 @@ import msgspec
 
 from tandem.errors import ErrorCode
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""Of lanes and of what workers say of themselves; those that differ refuse each other when they meet."""
 
 StageName = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "both"]
+"""The stages that a worker does."""
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type"):
     """Base of every message: immutable."""
+
+
+def does(role: Role, stage: StageName) -> bool:
+    """Whether a worker of this role does ``stage``."""
+    return role in (stage, "both")
 
 
 # ---------------------------------------------------------------- what a request asks for
@@ -235,9 +243,10 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
 
     protocol_version: int = PROTOCOL_VERSION
     worker_id: str
+    """Unique among all workers that can meet; stays the same as long as its Triton server runs."""
     epoch: int
     """New at every start of the engine process; nothing of an older epoch is ever accepted."""
-    stage: StageName
+    stage: Role
     engine: str
     kv: KvFormat
     partition: Partition = Partition()
@@ -269,13 +278,23 @@ class KvFormat(Message, frozen=True, kw_only=True):
 
 
 class Hello(Message, tag="hello", frozen=True, kw_only=True):
-    """Ask a worker who it is."""
+    """Ask a worker who it is. One that speaks another version refuses."""
+
+    protocol_version: int = PROTOCOL_VERSION
 
 
 class Pair(Message, tag="pair", frozen=True, kw_only=True):
-    """Introduce a worker of the other stage, so that KV may move between the two."""
+    """Introduce a worker, so that KV may move between the two, as long as any lane wants it."""
 
+    lane: str = ""
     peer: WorkerInfo
+
+
+class Unpair(Message, tag="unpair", frozen=True, kw_only=True):
+    """A worker that was introduced by this lane is gone for good; unknown ones are no error."""
+
+    lane: str = ""
+    worker_id: str
 
 
 class Submit(Message, tag="submit", frozen=True, kw_only=True):
@@ -304,12 +323,20 @@ class Cancel(Message, tag="cancel", frozen=True, kw_only=True):
     request_ids: list[str]
 
 
-LaneRequest = Hello | Pair | Submit | Poll | Cancel
+class Leave(Message, tag="leave", frozen=True, kw_only=True):
+    """The caller has no request left and will not poll ``lane`` again: the worker may forget it."""
+
+    lane: str
+
+
+LaneRequest = Hello | Pair | Unpair | Submit | Poll | Cancel | Leave
 
 
 class HelloReply(Message, tag="hello_reply", frozen=True, kw_only=True):
     worker: WorkerInfo
     load: Load
+    draining: bool = False
+    """It takes in only what was on its way to it; see ``PollReply``."""
 
 
 class Done(Message, tag="done", frozen=True, kw_only=True):
@@ -331,6 +358,9 @@ class PollReply(Message, tag="poll_reply", frozen=True, kw_only=True):
     load: Load
     kv: KvReport | None = None
     """Comes along where there is something new; it does not make a poll be answered earlier."""
+    draining: bool = False
+    """The worker is about to end: choose it for nothing new, and leave once nothing is on its way to it. What was
+    chosen before is still taken."""
 
 
 LaneReply = HelloReply | Done | Refused | SubmitReply | PollReply
@@ -349,7 +379,7 @@ class Start(Message, tag="start", frozen=True, kw_only=True):
     work: list[AnyWork]
 
 
-EngineCommand = Start | Cancel | Pair | Stop
+EngineCommand = Start | Cancel | Pair | Unpair | Stop
 
 
 class Loading(Message, tag="loading", frozen=True, kw_only=True):
@@ -432,6 +462,8 @@ class PullOrder(Message, frozen=True, kw_only=True):
 class Orders(Message, frozen=True, kw_only=True):
     """What the leader has for its followers, in this order. Sent at least twice a second, as a sign of life."""
 
+    unpair: list[str] = []
+    """Worker ids of peers that are gone for good."""
     pair: list[WorkerInfo] = []
     pull: list[PullOrder] = []
     abort: list[str] = []

@@ -25,11 +25,23 @@ def serve(
     http_port: Annotated[int | None, PortOption] = None,
     grpc_port: Annotated[int | None, PortOption] = None,
     metrics_port: Annotated[int | None, PortOption] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="What of the deployment runs here: gateway and names of workers, with commas between; "
+            "the gateway and all workers without an address when left out."
+        ),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = None,
 ) -> None:
-    """Serve a deployment until Ctrl-C."""
+    """Serve a deployment, or a part of it, until Ctrl-C."""
     plan = override(
-        load_deployment(deployment), http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, host=host
+        load_deployment(deployment),
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        host=host,
+        only=[part.strip() for part in only.split(",")] if only is not None else None,
     )
     try:
         with contextlib.ExitStack() as stack:
@@ -37,7 +49,8 @@ def serve(
                 server = stack.enter_context(TritonServer(plan, progress=progress))
             stack.callback(errors.print, "Stopping …")
             output.print(_panel(server))
-            output.print(_examples(server), markup=False, soft_wrap=True)
+            if plan.has_gateway:
+                output.print(_examples(server), markup=False, soft_wrap=True)
             status = server.wait()
             raise TandemError("engine_failed", ServerLog(server.log_file).why_ended(status))
     except Interrupted:
@@ -46,12 +59,15 @@ def serve(
 
 def _panel(server: TritonServer) -> Panel:
     """What somebody needs to know who wants to use the server."""
-    workers = ", ".join(f"{w.name} ({w.engine}, {', '.join(w.devices)})" for w in server.deployment.worker)
+    here = server.deployment.workers_here
+    workers = ", ".join(f"{w.name} ({w.engine}, {', '.join(w.devices)})" for w in here)
+    elsewhere = ", ".join(f"{w.name} at {', '.join(w.addresses)}" for w in server.deployment.worker if w not in here)
     lines = [
         f"HTTP     {server.http_url}",
         f"gRPC     {server.grpc_url}",
         f"Metrics  {server.metrics_url}",
-        f"Workers  {workers}",
+        f"Workers  {workers or 'none here'}",
+        *([f"Others   {elsewhere}"] if elsewhere and server.deployment.has_gateway else []),
         f"Model    {server.deployment.model.path} ({server.deployment.model.dtype})",
         f"Logs     {server.log_file.parent}",
     ]

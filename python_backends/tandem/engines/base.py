@@ -57,6 +57,10 @@ class Engine(Protocol):
         """
         ...
 
+    def unpair(self, worker_id: str) -> None:
+        """Forget a peer that is gone for good; an unknown one is no error."""
+        ...
+
     def stop(self) -> None:
         """End all threads and free the device. Running requests are dropped."""
         ...

@@ -43,6 +43,7 @@ from tandem.messages import (
     Ready,
     Start,
     Stop,
+    Unpair,
     decoder,
     encode,
 )
@@ -220,6 +221,8 @@ def _serve(engine: Engine, commands: zmq.Socket[bytes], stopping: threading.Even
                 engine.cancel(command.request_ids)
             case Pair():
                 _pair(engine, command)
+            case Unpair():
+                engine.unpair(command.worker_id)
             case Stop():
                 stopping.set()
 

@@ -152,15 +152,7 @@ def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
     Raises:
         TandemError: ``worker_incompatible``, naming everything in which the two differ.
     """
-    differences = [
-        f"{name} is {ours!r} here and {theirs!r} there"
-        for name, ours, theirs in [
-            ("protocol_version", mine.protocol_version, peer.protocol_version),
-            *((f"kv.{f}", getattr(mine.kv, f), getattr(peer.kv, f)) for f in KvFormat.__struct_fields__),
-            ("vocab_size", mine.vocab_size, peer.vocab_size),
-        ]
-        if ours != theirs
-    ]
+    differences = find_differences(mine, peer)
     if mine.worker_id == peer.worker_id:
         differences.append("both have the same worker_id")
     differences += [problem for worker in (mine, peer) for problem in find_transfer_problems(worker, worker.kv)]
@@ -169,6 +161,19 @@ def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
             "worker_incompatible",
             f"worker {mine.worker_id!r} cannot exchange KV with {peer.worker_id!r}: {'; '.join(differences)}",
         )
+
+
+def find_differences(mine: WorkerInfo, peer: WorkerInfo) -> list[str]:
+    """In what two workers differ that must be equal for them to serve one deployment."""
+    return [
+        f"{name} is {ours!r} here and {theirs!r} there"
+        for name, ours, theirs in [
+            ("protocol_version", mine.protocol_version, peer.protocol_version),
+            *((f"kv.{f}", getattr(mine.kv, f), getattr(peer.kv, f)) for f in KvFormat.__struct_fields__),
+            ("vocab_size", mine.vocab_size, peer.vocab_size),
+        ]
+        if ours != theirs
+    ]
 
 
 def find_transfer_problems(worker: WorkerInfo, kv: KvFormat) -> list[str]:

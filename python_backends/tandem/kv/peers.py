@@ -46,7 +46,7 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         """By worker id."""
         self._leaving: list[Remote] = []
-        """Of workers that were replaced by a newer epoch; disconnected when nothing reads from them any more."""
+        """Of workers that were replaced or removed; disconnected when nothing reads from them any more."""
 
     def __bool__(self) -> bool:
         return bool(self._peers)
@@ -60,15 +60,21 @@ class Peers:
         if old is not None:
             if new.info.epoch < old.info.epoch or new.info.transfers == old.info.transfers:
                 return
-            for remote in old.remotes.values():
-                remote.lost = True
-                self._leaving.append(remote)
+            self.remove(new.info.worker_id)
         self._peers[new.info.worker_id] = new
         try:
             for rank in new.ranks:
                 self.connect(new, rank)
         except TandemError as error:
             log.warning("paired, but %s", error)  # tried again when it is needed
+
+    def remove(self, worker_id: str) -> None:
+        """Forget a peer, if it is one; connections are given up as soon as nothing reads from them."""
+        peer = self._peers.pop(worker_id, None)
+        if peer is not None:
+            for remote in peer.remotes.values():
+                remote.lost = True
+                self._leaving.append(remote)
 
     def find(self, handle: KvHandle) -> Peer:
         """The peer that the handle is from.

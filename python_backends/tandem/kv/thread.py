@@ -5,6 +5,7 @@ Common to a group's leader (``transfer.py``) and its followers (``reader.py``), 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 import time
@@ -19,7 +20,7 @@ from tandem.kv.handle import find_transfer_problems
 from tandem.kv.part import PartRead
 from tandem.kv.peers import LEADER, Peer, Peers
 from tandem.kv.reshard import block_bytes_of, plan_parts
-from tandem.messages import KvFormat, Partition, TransferInfo, TransferNote, WorkerInfo
+from tandem.messages import KvFormat, Partition, TransferInfo, TransferNote, WorkerInfo, does
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the library's from Python 3.11 on
@@ -105,10 +106,15 @@ class TransferThread(ABC):
         """
         if problems := find_transfer_problems(peer, self._place["kv"]):
             raise TandemError("worker_incompatible", "; ".join(problems))
-        reads = peer.stage == "prefill"
+        reads = does(peer.stage, "prefill")
         parts = plan_parts(peer.partition, self._place["partition"], self._rank, self._place["kv"]) if reads else []
         new = Peer(peer, parts, to_leader=self._rank == LEADER)
         self._command(lambda: self._pair(new))
+
+    def unpair(self, worker_id: str) -> None:
+        """Forget a peer that is gone for good; an unknown one is no error."""
+        with contextlib.suppress(TandemError):  # a transfer that has ended has no peers
+            self._command(lambda: self._peers.remove(worker_id))
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End all reads with an error, and the thread."""

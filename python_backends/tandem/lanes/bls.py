@@ -48,6 +48,9 @@ class BlsTransport:
         reply = self._pb.get_output_tensor_by_name(response, "lane_reply")
         return self._decoder.decode(reply.as_numpy().tobytes())
 
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
     def _keep(self, responses: Any, response: Any) -> None:
         """Hold a response for a while after its use.
 

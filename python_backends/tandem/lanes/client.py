@@ -16,8 +16,8 @@ from typing import Protocol
 
 import msgspec
 
-from tandem.deployment import Worker
 from tandem.errors import TandemError
+from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
 from tandem.messages import (
     AnyWork,
@@ -28,6 +28,7 @@ from tandem.messages import (
     HelloReply,
     LaneReply,
     LaneRequest,
+    Leave,
     Load,
     Poll,
     PollReply,
@@ -73,7 +74,11 @@ class LaneObserver(Protocol):
     """Who wants to know what becomes of a worker. Called in the event loop."""
 
     def greeted(self, lane: LaneClient) -> None:
-        """The worker is there, with a new epoch: ``lane.info`` and ``lane.load`` tell of it."""
+        """The worker is there, with a new epoch: ``lane.info`` and ``lane.load`` tell of it.
+
+        Raises:
+            TandemError: it is of no use; it is asked again, and may be another by then.
+        """
         ...
 
     def polled(self, lane: LaneClient, reply: PollReply) -> None:
@@ -96,7 +101,7 @@ class LaneClient:
     def __init__(
         self,
         lane: str,
-        worker: Worker,
+        worker: Replica,
         transport: Transport,
         loop: asyncio.AbstractEventLoop,
         observer: LaneObserver,
@@ -104,6 +109,10 @@ class LaneClient:
         self.worker = worker
         self.info: WorkerInfo | None = None
         self.load = Load()
+        self.draining = False
+        """The worker is about to end: nothing new is to go there."""
+        self.trouble = "has not answered yet"
+        """Why there is no ``info``."""
         self.kv_from: int | None = None
         """What to ask for of the changes of the worker's prefix cache, see ``Poll``."""
         self._lane = lane
@@ -115,6 +124,7 @@ class LaneClient:
         self._last_reply = time.monotonic()
         self._stopped = threading.Event()
         self._lost = threading.Event()
+        self._to_leave = False
         self._threads = [
             threading.Thread(target=target, name=f"lane-{name}-{worker.name}", daemon=True)
             for name, target in (("poll", self._poll_forever), ("send", self._send_forever))
@@ -125,12 +135,18 @@ class LaneClient:
         for thread in self._threads:
             thread.start()
 
+    def end(self) -> None:
+        """Let both threads end, the polling one with the poll under way. What waits to be sent still leaves."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._commands.put(None)
+
     def stop(self) -> None:
-        """End both threads, the polling one with the poll under way. What waits to be sent still leaves."""
-        self._stopped.set()
-        self._commands.put(None)
+        """End both threads, and wait for it."""
+        self.end()
         for thread in self._threads:
             thread.join(POLL_WAIT_S + SILENCE_S)
+        self._transport.close()
 
     @property
     def healthy(self) -> bool:
@@ -151,7 +167,7 @@ class LaneClient:
             TandemError: the worker refused, with its reason.
         """
         if self.info is None:
-            raise TandemError("worker_lost", f"worker {self.worker.name} is not ready")
+            raise TandemError("worker_lost", f"worker {self.worker.name} is not ready: {self.trouble}")
         mailbox = self._mailboxes[work.request_id] = Mailbox()
         try:
             reply = await self.call(Submit(lane=self._lane, epoch=self.info.epoch, work=[work]))
@@ -171,7 +187,11 @@ class LaneClient:
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and give up what it holds, without waiting."""
-        self._commands.put(_Command(Cancel(request_ids=[request_id]), None))
+        self.tell(Cancel(request_ids=[request_id]))
+
+    def tell(self, request: LaneRequest) -> None:
+        """Send one message in turn, without waiting for its reply."""
+        self._commands.put(_Command(request, None))
 
     async def call(self, request: LaneRequest) -> LaneReply:
         """Send one message in turn and wait for its reply.
@@ -179,6 +199,8 @@ class LaneClient:
         Raises:
             TandemError: refused, or the worker does not answer.
         """
+        if self._stopped.is_set():
+            raise TandemError("worker_lost", f"worker {self.worker.name} is gone")
         answered: asyncio.Future[LaneReply] = self._loop.create_future()
         self._commands.put(_Command(request, answered))
         reply = await answered
@@ -191,15 +213,21 @@ class LaneClient:
         if self.info is not None and not self.healthy:
             self._lose(f"worker {self.worker.name} has not answered for {time.monotonic() - self._last_reply:.1f} s")
 
+    def leave(self) -> None:
+        """Part from a worker that drains, once nothing is on its way to it; it is greeted again when it is back."""
+        self._lose(f"worker {self.worker.name} drains, and was left")
+
     def _lose(self, reason: str) -> None:
         log.warning("%s", reason)
-        self.info = None
+        self.info, self.trouble, self.draining = None, reason, False
         self._lost.set()
         self._observer.lost(self)
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(Failed(request_id=request_id, code="worker_lost", message=reason))
 
     def _take_poll(self, reply: PollReply) -> None:
+        if self.info is None:
+            return  # lost meanwhile
         self.load = reply.load
         self._observer.polled(self, reply)
         for event in reply.events:
@@ -208,7 +236,18 @@ class LaneClient:
 
     def _take_greeting(self, reply: HelloReply) -> None:
         self.info, self.load = reply.worker, reply.load
-        self._observer.greeted(self)
+        try:
+            self._observer.greeted(self)
+        except TandemError as error:
+            self._lost.set()
+            self._set_trouble(f"worker {self.worker.name} is refused: {error.message}")
+
+    def _set_trouble(self, reason: str) -> None:
+        """The worker is not there; said once for each reason."""
+        self.info = None
+        if reason != self.trouble:
+            log.warning("%s", reason)
+            self.trouble = reason
 
     # -------------------------------------------------------------- the poll thread
 
@@ -225,17 +264,18 @@ class LaneClient:
             except Exception:
                 log.exception("the poll of worker %s failed", self.worker.name)
                 self._stopped.wait(RETRY_S)
+        if epoch is not None:
+            self._leave_lane()
 
     def _poll_once(self, epoch: int | None) -> int | None:
         """Greet the worker if it is not known, else poll it; returns the epoch that holds now."""
         if epoch is None:
-            greeting = self._transport.call(Hello())
-            if not isinstance(greeting, HelloReply):
-                raise TandemError("worker_lost", f"worker {self.worker.name} is not ready: {greeting}")
+            greeting = self._greet()
             self._lost.clear()
             self._last_reply = time.monotonic()
             self._in_loop(self._take_greeting, greeting)
             return greeting.worker.epoch
+        self._to_leave = True
         reply = self._transport.call(Poll(lane=self._lane, wait_s=POLL_WAIT_S, kv_from=self.kv_from))
         if not isinstance(reply, PollReply):
             raise TandemError("worker_lost", f"worker {self.worker.name} answered a poll with {type(reply).__name__}")
@@ -244,9 +284,31 @@ class LaneClient:
             raise TandemError("worker_lost", f"worker {self.worker.name} has lost its engine or restarted")
         return None if self._lost.is_set() else epoch
 
+    def _greet(self) -> HelloReply:
+        if self._to_leave:
+            self._leave_lane()
+        greeting = self._transport.call(Hello())
+        if isinstance(greeting, Refused):
+            raise TandemError(greeting.code, f"worker {self.worker.name} is not ready: {greeting.message}")
+        if not isinstance(greeting, HelloReply):
+            raise TandemError("worker_lost", f"worker {self.worker.name} answered a hello with {greeting}")
+        if greeting.draining:
+            raise TandemError("worker_lost", f"worker {self.worker.name} is not ready: it drains")
+        return greeting
+
+    def _leave_lane(self) -> None:
+        """What the worker still has of this lane is of no use any more."""
+        try:
+            self._transport.call(Leave(lane=self._lane))
+            self._to_leave = False
+        except TandemError as error:  # it cannot be told now, or is no more
+            log.debug("%s", error.message)
+
     def _lose_if_known(self, reason: str) -> None:
         if self.info is not None:
             self._lose(reason)
+        else:
+            self._set_trouble(reason)
 
     # -------------------------------------------------------------- the send thread
 

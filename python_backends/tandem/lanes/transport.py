@@ -17,3 +17,7 @@ class Transport(Protocol):
             TandemError: ``worker_lost`` when the stage model does not answer.
         """
         ...
+
+    def close(self) -> None:
+        """Nobody will call any more."""
+        ...

@@ -1,4 +1,5 @@
-"""The workers of a deployment as one orchestrator knows them: greeted, checked against each other, introduced."""
+"""The workers of a deployment as one orchestrator knows them: found, greeted, checked against each other, introduced,
+left when they drain, forgotten when they are gone."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from typing import NamedTuple, TypeVar
 
 from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
-from tandem.kv.handle import require_compatible
+from tandem.kv.handle import find_differences, require_compatible
 from tandem.kv.hashes import hash_blocks
 from tandem.lanes.client import LaneClient
+from tandem.lanes.discovery import Discovery, Resolve, resolve_host
+from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
-from tandem.messages import Pair, PollReply
+from tandem.messages import PROTOCOL_VERSION, Pair, PollReply, Role, Unpair, WorkerInfo, does
 from tandem.routing.router import Plan, Route, Router
 
 log = logging.getLogger(__name__)
@@ -43,37 +46,42 @@ class Assignment(NamedTuple):
 class Fleet:
     """All lanes of one orchestrator. Lives in its event loop."""
 
-    def __init__(self, deployment: Deployment, transport: Callable[[Worker], Transport]) -> None:
+    def __init__(
+        self, deployment: Deployment, transport: Callable[[Replica], Transport], resolve: Resolve = resolve_host
+    ) -> None:
         self._deployment = deployment
         self._transport = transport
         self._lanes: dict[str, LaneClient] = {}
         self._lane_id = uuid.uuid4().hex
         self._block_size = deployment.kv.block_size
         self._router = Router(deployment.routing, self._block_size, seed=int(self._lane_id, 16))
-        self._strangers = {
-            frozenset((p.name, d.name)) for p in deployment.workers("prefill") for d in deployment.workers("decode")
-        }
-        """Pairs of workers that have not met yet."""
+        self._discovery = Discovery(deployment.worker, self._found, resolve)
+        self._addresses: dict[str, set[str]] = {}
+        """By entry of the deployment file, as last found."""
+        self._ids: dict[str, str] = {}
+        """Of workers that have been introduced to others, by name."""
+        self._introductions = 0
+        """Under way."""
+        self._have_met = False
         self._changed = asyncio.Event()
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Open a lane to every worker."""
-        loop = asyncio.get_running_loop()
-        for worker in self._deployment.worker:
-            self._router.add(worker.name, worker.stage)
-            client = LaneClient(self._lane_id, worker, self._transport(worker), loop, self)
-            self._lanes[worker.name] = client
-        for client in self._lanes.values():
-            client.start()
+        """Open a lane to every worker that is here, and begin to look for the others."""
+        for worker in self._deployment.workers_here:
+            self._open_lane(Replica(worker))
         self._meeting_ends = time.monotonic() + MEETING_S
         self._spawn(self._watch())
+        self._spawn(self._discovery.run())
 
     def stop(self) -> None:
         """Close all lanes; from a thread that is not the event loop's. Nothing may be called afterwards."""
         self._stopped = True
-        for lane in self._lanes.values():
+        lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.end()
+        for lane in lanes:
             lane.stop()
 
     # -------------------------------------------------------------- where a request goes
@@ -104,8 +112,8 @@ class Fleet:
 
         def attempt() -> Plan:
             now = time.monotonic()
-            have_met = not self._strangers or now >= self._meeting_ends
-            return self._router.plan(hashes, len(token_ids), max_tokens, now, stand_in=have_met)
+            stand_in = self._have_met or now >= self._meeting_ends
+            return self._router.plan(hashes, len(token_ids), max_tokens, now, stand_in=stand_in)
 
         return await self._patiently(attempt)
 
@@ -137,23 +145,86 @@ class Fleet:
         finally:
             waiting.cancel()
 
+    # -------------------------------------------------------------- who there is
+
+    def _found(self, worker: Worker, addresses: set[str]) -> None:
+        """Where the workers of an entry are now. Those that are not found any more stay as long as they answer."""
+        if self._stopped:
+            return
+        self._addresses[worker.name] = addresses
+        for address in sorted(addresses):
+            if (replica := Replica(worker, address)).name not in self._lanes:
+                self._open_lane(replica)
+
+    def _open_lane(self, replica: Replica) -> None:
+        self._router.add(replica.name, replica.stage)
+        lane = LaneClient(self._lane_id, replica, self._transport(replica), asyncio.get_running_loop(), self)
+        self._lanes[replica.name] = lane
+        lane.start()
+
+    async def _watch(self) -> None:
+        while not self._stopped:
+            await asyncio.sleep(WATCH_S)
+            for lane in list(self._lanes.values()):
+                lane.fail_if_silent()
+                if lane.draining and not self._router.own(lane.worker.name):
+                    lane.leave()
+                if lane.info is None and self._is_unknown(lane.worker):
+                    self._forget(lane)
+
+    def _is_unknown(self, replica: Replica) -> bool:
+        return replica.address is not None and replica.address not in self._addresses[replica.worker.name]
+
+    def _forget(self, lane: LaneClient) -> None:
+        """A worker is gone for good."""
+        name = lane.worker.name
+        log.info("worker %s is gone: %s", name, lane.trouble)
+        del self._lanes[name]
+        self._router.remove(name)
+        self._part(name)
+        lane.end()
+        self._spawn(asyncio.to_thread(lane.stop))
+
+    def _part(self, name: str) -> None:
+        """Whoever was introduced to this worker need not remember it."""
+        if (worker_id := self._ids.pop(name, None)) is not None:
+            for other in self._lanes.values():
+                if other.info is not None and other.worker.name != name:
+                    other.tell(Unpair(lane=self._lane_id, worker_id=worker_id))
+
     # -------------------------------------------------------------- what lanes tell (a ``LaneObserver``)
 
     def greeted(self, lane: LaneClient) -> None:
-        """A worker is there: the router hears of it, and all workers of the other stage are introduced to it."""
+        """A worker is there: the router hears of it, and all workers that it can share requests with are introduced.
+
+        Raises:
+            TandemError: ``worker_incompatible``, naming in what it differs from the deployment or from the others.
+        """
         assert lane.info is not None
-        log.info("worker %s joined, epoch %x", lane.worker.name, lane.info.epoch)
-        self._router.join(lane.worker.name, lane.info, lane.load)
+        name = lane.worker.name
+        self._require_fit(lane.worker, lane.info)
+        log.info("worker %s joined: %s, epoch %x", name, lane.info.worker_id, lane.info.epoch)
+        if self._ids.get(name) != lane.info.worker_id:
+            self._part(name)  # another one has taken its address
+            self._ids[name] = lane.info.worker_id
+        self._router.join(name, lane.info, lane.load)
         lane.kv_from = 1
-        self._changed.set()
-        for other in self._lanes.values():
-            if other.worker.stage != lane.worker.stage and other.info is not None:
+        others = [other for other in self._lanes.values() if other is not lane and other.info is not None]
+        for other in others:
+            if _can_share(lane.worker.stage, other.worker.stage):
+                self._introductions += 1
                 self._spawn(self._introduce(lane, other))
+        self._note_change()
 
     def polled(self, lane: LaneClient, reply: PollReply) -> None:
         """A worker says how it does, and what its cache holds."""
-        if lane.info is not None and lane.info.epoch == reply.epoch:
-            lane.kv_from = self._router.report(lane.worker.name, reply.epoch, reply.load, reply.kv)
+        if lane.info is None or lane.info.epoch != reply.epoch:
+            return
+        lane.kv_from = self._router.report(lane.worker.name, reply.epoch, reply.load, reply.kv)
+        if reply.draining and not lane.draining:
+            log.info("worker %s drains: it gets nothing new", lane.worker.name)
+            lane.draining = True
+            self._router.drain(lane.worker.name)
 
     def lost(self, lane: LaneClient) -> None:
         """A worker is gone."""
@@ -162,30 +233,60 @@ class Fleet:
 
     # -------------------------------------------------------------- how workers meet
 
+    def _require_fit(self, replica: Replica, info: WorkerInfo) -> None:
+        """Whether a worker is what the deployment says, and like those that are there already."""
+        expected = [
+            ("protocol_version", PROTOCOL_VERSION, info.protocol_version),
+            ("stage", replica.stage, info.stage),
+            ("kv.dtype", self._deployment.model.dtype, info.kv.dtype),
+            ("kv.block_size", self._block_size, info.kv.block_size),
+        ]
+        differences = [
+            f"{what} is {ours!r} here and {theirs!r} there" for what, ours, theirs in expected if ours != theirs
+        ]
+        others = {lane.worker.name: lane.info for lane in self._lanes.values() if lane.worker.name != replica.name}
+        for name, other in others.items():
+            if other is not None and other.worker_id == info.worker_id:
+                differences.append(f"it is {name}, reached by another address")
+        peer = next(filter(None, others.values()), None)
+        if not differences and peer is not None:
+            differences = [f"{problem} (here: {peer.worker_id})" for problem in find_differences(peer, info)]
+        if differences:
+            raise TandemError("worker_incompatible", "; ".join(differences))
+
     async def _introduce(self, one: LaneClient, other: LaneClient) -> None:
-        """Check that two workers fit, then tell each of the other."""
+        """Check that KV can move between two workers, then tell each of the other."""
         mine, theirs = one.info, other.info
-        if mine is None or theirs is None:
-            return
         try:
+            if mine is None or theirs is None:
+                return
             require_compatible(mine, theirs)
-            await asyncio.gather(one.call(Pair(peer=theirs)), other.call(Pair(peer=mine)))
-        except TandemError as error:
-            log.error("workers %s and %s cannot work together: %s", one.worker.name, other.worker.name, error)
-        else:
+            await asyncio.gather(
+                one.call(Pair(lane=self._lane_id, peer=theirs)), other.call(Pair(lane=self._lane_id, peer=mine))
+            )
             if one.info is mine and other.info is theirs:
                 self._router.pair(one.worker.name, other.worker.name)
                 log.info("workers %s and %s are paired", one.worker.name, other.worker.name)
-        self._strangers.discard(frozenset((one.worker.name, other.worker.name)))
+        except TandemError as error:
+            log.error("workers %s and %s cannot work together: %s", one.worker.name, other.worker.name, error)
+        finally:
+            self._introductions -= 1
+            self._note_change()
+
+    def _note_change(self) -> None:
+        """Somebody has come, or two have met."""
+        ready = {lane.worker.worker.name for lane in self._lanes.values() if lane.info is not None}
+        all_there = len(ready) == len(self._deployment.worker) and all(lane.info for lane in self._lanes.values())
+        self._have_met = self._have_met or (all_there and not self._introductions)
         self._changed.set()
 
-    async def _watch(self) -> None:
-        while not self._stopped:
-            await asyncio.sleep(WATCH_S)
-            for lane in self._lanes.values():
-                lane.fail_if_silent()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # the loop itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _can_share(one: Role, other: Role) -> bool:
+    """Whether a request can be prefilled on one and decoded on the other."""
+    return any(does(a, "prefill") and does(b, "decode") for a, b in ((one, other), (other, one)))

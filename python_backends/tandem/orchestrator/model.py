@@ -11,6 +11,9 @@ from tandem.deployment import load_deployment
 from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.lanes.bls import BlsTransport
+from tandem.lanes.grpc import GrpcTransport
+from tandem.lanes.replica import Replica
+from tandem.lanes.transport import Transport
 from tandem.metrics_bridge import MetricsBridge
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.orchestrator import Orchestrator
@@ -31,9 +34,9 @@ class OrchestratorModel:
         self._orchestrator = Orchestrator(
             deployment,
             TextCodec(Path(deployment.model.path)),
-            lambda worker: BlsTransport(worker.name, pb_utils),
+            _make_transport,
             metrics,
-            DrainMark(file.parent),
+            DrainMark(file.parent, "llm"),
         )
         self._started = False
 
@@ -64,3 +67,10 @@ class OrchestratorModel:
             return
         self._orchestrator.stop()
         self._bridge.stop()
+
+
+def _make_transport(replica: Replica) -> Transport:
+    """BLS to a model of this Triton, gRPC to one of another."""
+    if replica.address is None:
+        return BlsTransport(replica.worker.name, pb_utils)
+    return GrpcTransport(replica.worker.name, replica.address, replica.name)

@@ -15,9 +15,10 @@ from tandem.api.ask import Ask, read_ask, resolve_stopping
 from tandem.api.cancel_watch import CancelWatch
 from tandem.api.responder import Responder
 from tandem.api.tensors import Tensors, take_bool, text_tensor
-from tandem.deployment import Deployment, Worker
+from tandem.deployment import Deployment
 from tandem.drain import DrainMark
 from tandem.errors import TandemError
+from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
 from tandem.orchestrator.fleet import Fleet
 from tandem.orchestrator.journey import Journey
@@ -43,7 +44,7 @@ class Orchestrator:
         self,
         deployment: Deployment,
         codec: TextCodec,
-        transport: Callable[[Worker], Transport],
+        transport: Callable[[Replica], Transport],
         metrics: OrchestratorMetrics,
         drain_mark: DrainMark,
     ) -> None:

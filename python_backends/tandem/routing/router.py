@@ -11,7 +11,7 @@ import numpy as np
 
 from tandem.deployment import Routing
 from tandem.errors import TandemError
-from tandem.messages import KvReport, Load, StageName, WorkerInfo
+from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request, Task
 from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
 from tandem.routing.index import PrefixIndex
@@ -92,10 +92,18 @@ class Router:
 
     # -------------------------------------------------------------- what it is told of workers
 
-    def add(self, name: str, stage: StageName) -> None:
+    def add(self, name: str, role: Role) -> None:
         """A worker of the deployment, not there yet."""
-        self._places[name] = self._table.add(name, stage)
-        self._index.add()
+        known = len(self._table.names)
+        self._places[name] = place = self._table.add(name, role)
+        if place == known:
+            self._index.add()
+
+    def remove(self, name: str) -> None:
+        """A worker is gone for good: all of it is forgotten, and its place free for another."""
+        place = self._places.pop(name)
+        self._index.begin(place, None)
+        self._table.remove(place)
 
     def join(self, name: str, info: WorkerInfo, load: Load) -> None:
         """A worker is there, with a new engine; all that was known of its cache is forgotten."""
@@ -116,6 +124,10 @@ class Router:
     def drain(self, name: str) -> None:
         """A worker takes no new work."""
         self._table.drain(self._places[name])
+
+    def own(self, name: str) -> int:
+        """Requests that a worker was chosen for here and that have not ended there."""
+        return self._table.own(self._places[name])
 
     def report(self, name: str, epoch: int, load: Load, kv: KvReport | None) -> int:
         """A worker says how it does and what its cache holds; returns the number of the next change to be asked for
@@ -194,7 +206,7 @@ class Router:
         bar = prefillers if decoders is None else decoders
         if bar is None or not allowed:
             stage: StageName = "decode" if decoders is None and prefillers is not None else "prefill"
-            names = ", ".join(self._table.deployed(stage))
+            names = ", ".join(self._table.deployed(stage)) or "none"
             raise TandemError("worker_lost", f"no {stage} worker is ready (deployed: {names}); try again shortly")
         whole = self._choose("generate", bar, costs)
         return self._plan(costs.request, hashes, choose_way(None, self._whole(costs, whole)), whole=whole)

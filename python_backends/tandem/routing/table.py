@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tandem.messages import Load, StageName
+from tandem.messages import Load, Role, StageName, does
 from tandem.routing.speeds import Speeds
 from tandem.routing.worker import Booking, WorkerState
 
@@ -40,7 +40,9 @@ class WorkerTable:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._stages: list[StageName] = []
+        """By place; never changed, but replaced, so that a plan may keep it. Empty where a place is free."""
+        self._roles: list[Role | None] = []
+        self._free: list[int] = []
         self._workers: list[WorkerState] = []
         self._typical = Speeds()
         self._usable: Flags = np.zeros(0, np.bool_)
@@ -52,17 +54,36 @@ class WorkerTable:
 
     # -------------------------------------------------------------- who there is
 
-    def add(self, name: str, stage: StageName) -> int:
-        """A worker that is not there yet; returns its place."""
+    def add(self, name: str, role: Role) -> int:
+        """A worker that is not there yet; returns its place, which may be that of one that was removed."""
+        place = self._free.pop() if self._free else self._grow()
+        self._occupy(place, name, role)
+        self._write(place, self._workers[place])
+        self._write_speeds(place)
+        return place
+
+    def remove(self, place: int) -> None:
+        """A worker is gone for good; its place will be another's. What is still booked there counts for nobody."""
+        self.lose(place)
+        self._occupy(place, "", None)
+        self._free.append(place)
+
+    def _occupy(self, place: int, name: str, role: Role | None) -> None:
+        self.names = [*self.names[:place], name, *self.names[place + 1 :]]
+        self._roles[place] = role
+        self._workers[place] = WorkerState(self._typical, partial(self._write, place))
+        self._bars.clear()
+
+    def _grow(self) -> int:
+        """One more place; returns it."""
         place = len(self.names)
-        self.names.append(name)
-        self._stages.append(stage)
+        self.names = [*self.names, ""]
+        self._roles.append(None)
         self._usable = np.append(self._usable, False)
         self._paired = np.pad(self._paired, (0, 1))
         for column in _COLUMNS:
             setattr(self, column, np.append(getattr(self, column), 0.0))
         self._workers.append(WorkerState(self._typical, partial(self._write, place)))
-        self._bars.clear()
         return place
 
     def join(self, place: int, largest_batch: int, load: Load) -> None:
@@ -90,7 +111,7 @@ class WorkerTable:
 
     def deployed(self, stage: StageName) -> list[str]:
         """The names of a stage's workers, whether they are there or not."""
-        return [name for name, one in zip(self.names, self._stages, strict=True) if one == stage]
+        return [name for name, role in zip(self.names, self._roles, strict=True) if role and does(role, stage)]
 
     def bar(self, stage: StageName, partner: int | None = None) -> Numbers | None:
         """Who of a stage takes new work: 0 for those, infinite for all others; None if there is nobody. With
@@ -108,7 +129,7 @@ class WorkerTable:
         return self._bars[key]
 
     def _usable_in(self, stage: StageName, partner: int | None = None) -> Flags:
-        flags = self._usable & np.array([s == stage for s in self._stages], np.bool_)
+        flags = self._usable & np.array([role is not None and does(role, stage) for role in self._roles], np.bool_)
         return flags if partner is None else flags & self._paired[partner]
 
     def _usable_pairs(self) -> Flags:
@@ -128,12 +149,18 @@ class WorkerTable:
         self._workers[place].report(load)
         self._write_speeds(place)
 
+    def own(self, place: int) -> int:
+        """Requests of this router that a worker was chosen for and that have not ended there."""
+        return self._workers[place].own_requests
+
     def book(self, place: int, tokens: int, blocks: int) -> Booking:
         """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
         return self._workers[place].book(tokens, blocks)
 
     def _write(self, place: int, worker: WorkerState) -> None:
         """Bring up to date what follows from what a worker has in hand."""
+        if worker is not self._workers[place]:
+            return  # removed since
         requests, blocks = worker.requests, worker.blocks_total
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)

@@ -61,6 +61,11 @@ class WorkerState:
         return self._own.requests + self._others.requests
 
     @property
+    def own_requests(self) -> int:
+        """Of those, this router's."""
+        return self._own.requests
+
+    @property
     def tokens(self) -> int:
         """Uncached prompt tokens that are still to be read."""
         return self._own.tokens + self._others.tokens

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tandem.messages import EngineEvent, Failed, Finished, Load, Poll, PollReply, Prefilled
+from tandem.messages import EngineEvent, Failed, Finished, KvReport, Load, Poll, PollReply, Prefilled
 from tandem.stage.kv_log import KvLog
 
 Reply = Callable[[PollReply], None]
@@ -41,6 +41,8 @@ class LaneTable:
         self._silence_s = silence_s
         self._epoch = epoch
         self._kv = kv
+        self.draining = False
+        """Whether lanes are told that the worker is about to end."""
 
     def claim(self, lane: str, request_ids: list[str], now: float) -> None:
         """From now on events of these requests go to ``lane``."""
@@ -57,7 +59,7 @@ class LaneTable:
             replaced, lane.waiting = lane.waiting, _WaitingPoll(reply, now + poll.wait_s, poll.kv_from)
             answers = self._take_due(lane, load, now)
         if replaced is not None:
-            replaced.reply(PollReply(epoch=self._epoch(), events=[], load=load))
+            replaced.reply(self._answer([], load))
         _send(answers)
 
     def deliver(self, events: list[EngineEvent], load: Load, now: float) -> None:
@@ -81,18 +83,27 @@ class LaneTable:
             answers = [answer for lane in self._lanes.values() for answer in self._take_due(lane, load, now)]
         _send(answers)
 
-    def drop_silent(self, now: float) -> list[str]:
-        """Forget lanes that nobody polls any more; returns their requests, which must be cancelled."""
+    def silent(self, now: float) -> list[str]:
+        """Lanes that nobody polls any more."""
         with self._lock:
-            silent = [
-                n for n, lane in self._lanes.items() if not lane.waiting and now - lane.last_seen > self._silence_s
-            ]
-            orphans = [r for r, lane in self._lane_of.items() if lane in silent]
-            for name in silent:
-                del self._lanes[name]
+            lanes = self._lanes.items()
+            return [n for n, lane in lanes if not lane.waiting and now - lane.last_seen > self._silence_s]
+
+    def drop(self, name: str, load: Load) -> list[str]:
+        """Forget a lane; returns its requests, which must be cancelled. A poll that waits is answered."""
+        with self._lock:
+            lane = self._lanes.pop(name, None)
+            orphans = [r for r, owner in self._lane_of.items() if owner == name]
             for request_id in orphans:
                 del self._lane_of[request_id]
+        if lane is not None and lane.waiting is not None:
+            lane.waiting.reply(self._answer([], load))
         return orphans
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no orchestrator has a lane here."""
+        return not self._lanes
 
     def request_ids(self) -> list[str]:
         """All requests that have not had their last event."""
@@ -111,7 +122,10 @@ class LaneTable:
             return []
         events, lane.events, lane.waiting, lane.last_seen = lane.events, [], None, now
         kv = self._kv.report(waiting.kv_from)  # before the epoch: a report of an older one is not taken for this one's
-        return [(waiting.reply, PollReply(epoch=self._epoch(), events=events, load=load, kv=kv))]
+        return [(waiting.reply, self._answer(events, load, kv))]
+
+    def _answer(self, events: list[EngineEvent], load: Load, kv: KvReport | None = None) -> PollReply:
+        return PollReply(epoch=self._epoch(), events=events, load=load, kv=kv, draining=self.draining)
 
 
 def is_last(event: EngineEvent) -> bool:

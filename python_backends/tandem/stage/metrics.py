@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tandem.errors import ErrorCode
-from tandem.messages import Events, Failed, Finished, Load, Prefilled, Pulled, StageName
+from tandem.messages import Events, Failed, Finished, Load, Prefilled, Pulled, Role
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -13,7 +13,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class StageMetrics:
     """Metrics of one worker, all with the labels ``stage`` and ``worker``."""
 
-    def __init__(self, stage: StageName, worker: str) -> None:
+    def __init__(self, stage: Role, worker: str) -> None:
         self.registry = CollectorRegistry()
         self._labels = {"stage": stage, "worker": worker}
         self._queued = self._gauge("tandem_queue_length", "Requests that wait in the worker")

@@ -12,8 +12,10 @@ from pathlib import Path
 import msgspec
 
 from tandem.deployment import Deployment, Worker
+from tandem.drain import DrainMark
 from tandem.errors import ErrorCode, TandemError
 from tandem.messages import (
+    PROTOCOL_VERSION,
     AnyWork,
     Cancel,
     Done,
@@ -24,6 +26,7 @@ from tandem.messages import (
     HelloReply,
     LaneReply,
     LaneRequest,
+    Leave,
     Load,
     Pair,
     Poll,
@@ -31,12 +34,14 @@ from tandem.messages import (
     Start,
     Submit,
     SubmitReply,
+    Unpair,
     WorkerInfo,
 )
 from tandem.stage.keeper import EngineKeeper
 from tandem.stage.kv_log import KvLog
 from tandem.stage.lane_table import LaneTable, is_last
 from tandem.stage.metrics import StageMetrics
+from tandem.stage.pairings import Pairings
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ class Stage:
         self._metrics = metrics
         self._kv = KvLog()
         self._lanes = LaneTable(LANE_SILENCE_S, self._epoch, self._kv)
+        self._pairings = Pairings()
         self._direct: dict[str, EventSink] = {}
         self._direct_ids = (f"{worker.name}/direct/{n}" for n in itertools.count())
         self._lock = threading.Lock()
@@ -63,6 +69,10 @@ class Stage:
         self._retry_after_s = deployment.limits.retry_after_s
         log_file = deployment_file.parent / "logs" / f"{worker.name}.log"
         self._keeper = EngineKeeper(deployment_file, worker.name, log_file, self._on_events, self._on_lost)
+        self._drain_mark = DrainMark(deployment_file.parent, worker.name)
+        self._drain_s = deployment.limits.drain_s
+        self._drained_by: float | None = None
+        """Once the server is to stop: when at the latest there is nothing left to finish."""
         self._stopped = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name=f"ticker-{worker.name}", daemon=True)
 
@@ -73,6 +83,7 @@ class Stage:
             TandemError: ``engine_failed``.
         """
         info = self._keeper.start()
+        self._drain_mark.opened()
         self._ticker.start()
         return info
 
@@ -97,13 +108,36 @@ class Stage:
                 self.cancel(request.request_ids)
                 reply(Done())
             case Hello():
-                reply(self._hello())
+                reply(self._hello(request))
             case Pair():
+                self._pairings.add(request.lane, request.peer.worker_id)
                 reply(Done() if self._keeper.send(request) else self._not_ready())
+            case Unpair():
+                if self._pairings.remove(request.lane, request.worker_id):
+                    self._keeper.send(request)
+                reply(Done())
+            case Leave():
+                self._end_lane(request.lane)
+                reply(Done())
 
-    def _hello(self) -> HelloReply | Refused:
+    def _hello(self, hello: Hello) -> HelloReply | Refused:
+        if hello.protocol_version != PROTOCOL_VERSION:
+            return Refused(
+                code="worker_incompatible",
+                message=f"worker {self.worker.name} speaks protocol version {PROTOCOL_VERSION}, and was greeted in "
+                f"version {hello.protocol_version}: run the same Tandem everywhere",
+            )
         info = self._keeper.info
-        return HelloReply(worker=info, load=self._load) if info else self._not_ready()
+        return HelloReply(worker=info, load=self._load, draining=self._lanes.draining) if info else self._not_ready()
+
+    def _end_lane(self, lane: str) -> int:
+        """Forget a lane and all that was for it alone; returns how many requests it had."""
+        orphans = self._lanes.drop(lane, self._load)
+        if orphans:
+            self.cancel(orphans)
+        for worker_id in self._pairings.remove_lane(lane):
+            self._keeper.send(Unpair(worker_id=worker_id))
+        return len(orphans)
 
     def _not_ready(self) -> Refused:
         return Refused(
@@ -147,6 +181,10 @@ class Stage:
         Raises:
             TandemError: the work is refused.
         """
+        if self._lanes.draining:
+            raise TandemError(
+                "overloaded", f"worker {self.worker.name} is about to end; send the request to another one"
+            )
         request_id = next(self._direct_ids)
         work = msgspec.structs.replace(work, request_id=request_id)
         with self._lock:
@@ -199,6 +237,7 @@ class Stage:
     def _on_lost(self, reason: str) -> None:
         self._load = Load()
         self._kv.clear()
+        self._pairings.clear()
         self._metrics.engine_lost()
         self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended: {reason}")
         self._lanes.answer_overdue(self._load, float("inf"))  # idle lanes hear of it too
@@ -212,6 +251,19 @@ class Stage:
         while not self._stopped.wait(TICK_S):
             now = time.monotonic()
             self._lanes.answer_overdue(self._load, now)
-            if orphans := self._lanes.drop_silent(now):
-                log.warning("worker %s: a lane went silent; cancelling its %d requests", self.worker.name, len(orphans))
-                self.cancel(orphans)
+            for lane in self._lanes.silent(now):
+                if orphans := self._end_lane(lane):
+                    log.warning("worker %s: a lane went silent; cancelled its %d requests", self.worker.name, orphans)
+            self._drain(now)
+
+    def _drain(self, now: float) -> None:
+        """Once the server is to stop: have orchestrators send nothing new, and wait for what they have here to end."""
+        if self._drained_by is None:
+            if not self._drain_mark.asked:
+                return
+            log.info("worker %s drains", self.worker.name)
+            self._drained_by = now + self._drain_s
+            self._lanes.draining = True
+            self._lanes.answer_overdue(self._load, float("inf"))  # they hear of it at once
+        if (self._lanes.is_empty and not self._direct) or now >= self._drained_by:
+            self._drain_mark.closed()

@@ -25,6 +25,10 @@ _EXIT_TIMEOUT_S = 5
 """For models to unload when the server is asked to stop; requests have been drained before. Triton 2.51 keeps an error
 that left on a gRPC stream, and the model with it, for ever: such a model is never unloaded, however long one waits."""
 
+_PING_INTERVAL_MS = 1000
+"""Orchestrators elsewhere ask every 2 s whether a connection still is one; more often than this is taken for an attack,
+and Triton's own default is 5 minutes."""
+
 
 def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirectory, ports: Ports) -> list[str]:
     """The whole command."""
@@ -48,6 +52,7 @@ def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirec
         f"--metrics-port={ports.metrics}",
         "--disable-auto-complete-config",  # the templates are complete; saves one stub start per model
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+        f"--grpc-http2-min-recv-ping-interval-without-data={_PING_INTERVAL_MS}",
         *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
     ]
     if runtime.caches is not None:

@@ -1,7 +1,8 @@
 """Laying out the Triton model repository of a deployment from the templates in ``model_repository/``.
 
 A template is a directory with ``config.pbtxt`` and, unless Triton itself runs the model, ``1/model.py``. Templates
-named after a stage become one model per worker of that stage, under the worker's name; all others one model.
+named after a stage become one model per worker of that stage, under the worker's name (a worker for both stages has
+decode's template); all others, which make the gateway, one model. Only what runs on this Triton is laid out.
 In ``config.pbtxt`` these are replaced: ``$model`` (the model's name), ``$worker`` (the worker's name; the model's
 own for models that are no workers), ``$deployment_file`` (path of the resolved deployment).
 """
@@ -15,9 +16,10 @@ from typing import get_args
 
 from tandem.deployment import Deployment
 from tandem.errors import TandemError
-from tandem.messages import StageName
+from tandem.messages import Role, StageName
 
 _STAGES: tuple[StageName, ...] = get_args(StageName)
+_TEMPLATES: dict[Role, StageName] = {"prefill": "prefill", "decode": "decode", "both": "decode"}
 
 
 def lay_out(deployment: Deployment, templates: Path, models: Path, deployment_file: Path) -> list[str]:
@@ -33,8 +35,8 @@ def lay_out(deployment: Deployment, templates: Path, models: Path, deployment_fi
             raise TandemError(
                 "environment", f"the template of stage {stage!r} is missing: {templates / stage / 'config.pbtxt'}"
             )
-    plan = [(name, name) for name in found if name not in _STAGES]
-    plan += [(worker.name, worker.stage) for worker in deployment.worker]
+    plan = [(name, name) for name in found if name not in _STAGES] if deployment.has_gateway else []
+    plan += [(worker.name, _TEMPLATES[worker.stage]) for worker in deployment.workers_here]
     for model, template in plan:
         _instantiate(templates / template, models / model, deployment_file)
     return [model for model, _ in plan]

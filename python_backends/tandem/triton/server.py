@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from tandem.deployment import Deployment, to_json
-from tandem.drain import DrainMark
+from tandem.drain import drain
 from tandem.errors import TandemError
+from tandem.kv.handle import handle_key
 from tandem.triton.command import check_shared_memory, server_command
 from tandem.triton.home import home_dir, templates_dir
 from tandem.triton.layout import lay_out
@@ -31,7 +32,8 @@ STOP_GRACE_S = 15.0
 """From the request to stop until everything is killed. Triton itself waits 5 s for its models to unload."""
 
 _DRAIN_TIMEOUT_S = 12.0
-"""For the orchestrator to end its requests and close its lanes, before Triton is told."""
+"""For the orchestrator to end its requests and close its lanes, before Triton is told. Workers may take
+``limits.drain_s`` and a little more."""
 
 _POLL_S = 0.1
 _REAP_S = 5.0
@@ -89,12 +91,15 @@ class TritonServer:
         self._ports = choose_ports(self.deployment.server)
         try:
             self._run = RunDirectory.create(home_dir(), self.deployment.name)
+            if self.deployment.is_spread and self.deployment.workers_here:
+                handle_key()  # other servers' workers must have the same: none can be made up here
             self._run.deployment_file.write_bytes(to_json(self.deployment))
             models = lay_out(self.deployment, templates, self._run.models, self._run.deployment_file)
             check_shared_memory(len(models))
             self._spawn(runtime)
             self._await_ready(ServerLog(self.log_file), models)
-            _wake_orchestrator(self.http_url)
+            if self.deployment.has_gateway:
+                _wake_orchestrator(self.http_url)
         except BaseException:
             self.stop()
             raise
@@ -107,7 +112,7 @@ class TritonServer:
         """End server, stubs and engines, by force if they do not go; remove what they held. Safe to repeat."""
         if self._run is not None:
             if self._process is not None and self._process.poll() is None:
-                DrainMark(self._run.path).ask(_DRAIN_TIMEOUT_S)
+                drain(self._run.path, max(_DRAIN_TIMEOUT_S, self.deployment.limits.drain_s + _REAP_S))
             end_run(self._run.run_id, STOP_GRACE_S)
             self._run.close()
         if self._guard is not None and self._guard.stdin is not None:

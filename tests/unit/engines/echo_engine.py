@@ -59,6 +59,9 @@ class EchoEngine:
     def pair(self, peer: WorkerInfo) -> None:
         raise TandemError("worker_incompatible", f"{peer.worker_id} does not fit")
 
+    def unpair(self, worker_id: str) -> None:
+        """There never was one."""
+
     def stop(self) -> None:
         print("the echo engine stops in good order", file=sys.stderr)
 

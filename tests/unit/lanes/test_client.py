@@ -12,6 +12,7 @@ import pytest
 from tandem.deployment import Worker
 from tandem.errors import TandemError
 from tandem.lanes.client import LaneClient
+from tandem.lanes.replica import Replica
 from tandem.messages import (
     BlocksStored,
     Cancel,
@@ -77,6 +78,9 @@ class ScriptedWorker:
                 return Done()
         return Refused(code="not_found", message="?")
 
+    def close(self) -> None:
+        self.closed = True
+
     def info(self) -> WorkerInfo:
         return WorkerInfo(
             worker_id="w",
@@ -123,7 +127,7 @@ def on_lane(test: Callable[[LaneClient, ScriptedWorker], object]) -> None:
     async def run() -> None:
         worker, observer = ScriptedWorker(), Observer()
         loop = asyncio.get_running_loop()
-        lane = LaneClient("lane", Worker(name="w", stage="decode"), worker, loop, observer)
+        lane = LaneClient("lane", Replica(Worker(name="w", stage="decode")), worker, loop, observer)
         lane.start()
         try:
             await asyncio.wait_for(observer.arrived.wait(), 10)

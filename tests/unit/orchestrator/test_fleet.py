@@ -23,6 +23,7 @@ from tandem.messages import (
     KvReport,
     LaneReply,
     LaneRequest,
+    Leave,
     Load,
     Pair,
     Poll,
@@ -30,6 +31,7 @@ from tandem.messages import (
     Refused,
     StageName,
     TransferInfo,
+    Unpair,
     WorkerInfo,
 )
 from tandem.orchestrator import fleet as fleet_module
@@ -63,6 +65,10 @@ class Remote:
         self.kv: KvReport | None = None
         self.asked_from: int | None = None
         self.peers: list[WorkerInfo] = []
+        self.parted: list[str] = []
+        self.left = 0
+        self.draining = False
+        self.closed = False
         self.news = threading.Event()
 
     def call(self, request: LaneRequest) -> LaneReply:
@@ -71,13 +77,22 @@ class Remote:
                 self.news.wait(0.02)
                 self.asked_from = request.kv_from
                 epoch = self.info.epoch if self.ready else 0
-                return PollReply(epoch=epoch, events=[], load=self.load, kv=self.kv)
+                return PollReply(epoch=epoch, events=[], load=self.load, kv=self.kv, draining=self.draining)
             case Hello() if self.ready:
-                return HelloReply(worker=self.info, load=self.load)
+                return HelloReply(worker=self.info, load=self.load, draining=self.draining)
             case Pair():
                 self.peers.append(request.peer)
                 return Done()
+            case Unpair():
+                self.parted.append(request.worker_id)
+                return Done()
+            case Leave():
+                self.left += 1
+                return Done()
         return Refused(code="worker_lost", message="starting")
+
+    def close(self) -> None:
+        self.closed = True
 
     def restart(self) -> None:
         self.info = msgspec.structs.replace(self.info, epoch=self.info.epoch + 1)
@@ -92,7 +107,7 @@ class Site:
         self.remotes |= {f"decode_{n}": Remote(f"decode_{n}", "decode", decode_kv) for n in range(each)}
         workers = [Worker(name=name, stage=remote.info.stage) for name, remote in self.remotes.items()]
         deployment = Deployment(name="test", model=Model(path="/nowhere"), worker=workers, routing=routing)
-        self.fleet = Fleet(deployment, lambda worker: self.remotes[worker.name])
+        self.fleet = Fleet(deployment, lambda replica: self.remotes[replica.name])
 
     async def route(self) -> tuple[str | None, str]:
         """The names of the workers that a request gets, which ends at once."""
@@ -101,7 +116,7 @@ class Site:
         return prefill and prefill.worker.name, decode.worker.name
 
     async def all_met(self) -> None:
-        await until(lambda: not self.fleet._strangers)
+        await until(lambda: self.fleet._have_met)
 
     def lane(self, name: str) -> LaneClient:
         return self.fleet._lanes[name]
@@ -146,14 +161,18 @@ def test_workers_that_fit_are_introduced_to_each_other() -> None:
     on_site(test)
 
 
-def test_workers_that_do_not_fit_are_never_paired_and_work_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_does_not_fit_is_refused_and_told_in_what_it_differs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fleet_module, "MEETING_S", 0.5)
+
     async def test(site: Site) -> None:
-        assert await site.route() == (None, "decode_0")
-        assert site.remotes["decode_0"].peers == []
+        assert await site.route() == (None, "prefill_0")
+        assert site.remotes["decode_0"].peers == site.remotes["prefill_0"].peers == []
+        assert "worker decode_0 is refused: kv.dtype is 'bfloat16' here and 'float32' there" in caplog.text
 
     on_site(test, decode_kv=msgspec.structs.replace(KV, dtype="float32"))
-    assert "dtype" in caplog.text
-    assert "float32" in caplog.text
+    assert caplog.text.count("is refused") == 1  # it is asked again and again
 
 
 def test_a_worker_that_is_early_waits_for_the_others() -> None:

@@ -101,6 +101,9 @@ class Leader:
     def pair(self, peer: WorkerInfo) -> None:
         pass
 
+    def unpair(self, worker_id: str) -> None:
+        pass
+
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join()

@@ -69,7 +69,7 @@ def test_a_silent_lane_gives_up_its_requests() -> None:
     table.claim("a", ["r1", "r2"], now=0.0)
     table.claim("b", ["r3"], now=5.0)
     table.deliver([Finished(request_id="r2", reason="stop")], LOAD, now=1.0)
-    assert table.drop_silent(now=10.5) == ["r1"]
+    assert [table.drop(lane, LOAD) for lane in table.silent(now=10.5)] == [["r1"]]
     assert table.request_ids() == ["r3"]
     table.deliver([tokens("r1", 0)], LOAD, now=11.0)  # late events of a dropped request are nobody's
 
@@ -78,7 +78,7 @@ def test_a_lane_with_a_poll_outstanding_is_not_silent() -> None:
     table = LaneTable(10.0, lambda: 1, KvLog())
     table.claim("a", ["r1"], now=0.0)
     table.poll(Poll(lane="a", wait_s=60.0), lambda _: None, LOAD, now=0.0)
-    assert table.drop_silent(now=30.0) == []
+    assert table.silent(now=30.0) == []
 
 
 STEPS = st.lists(st.one_of(st.just("poll"), st.just("overdue"), st.integers(0, 3)), max_size=60)

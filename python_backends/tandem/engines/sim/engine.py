@@ -19,6 +19,7 @@ import msgspec
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import Engine, EventSink, LoadingSink
+from tandem.engines.identity import make_worker_id
 from tandem.engines.sim.contents import NAME_BYTES, BlockContents
 from tandem.engines.sim.profiles import Profile, find_profile
 from tandem.engines.sim.timing import Timing
@@ -73,7 +74,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     )
     transfer.start()
     info = WorkerInfo(
-        worker_id=worker.name,
+        worker_id=make_worker_id(worker),
         epoch=epoch,
         stage=worker.stage,
         engine="sim",
@@ -196,6 +197,11 @@ class SimEngine:
         if known is None or peer.epoch >= known.epoch:
             self._transfer.pair(peer)
             peers[peer.worker_id] = peer
+
+    def unpair(self, worker_id: str) -> None:
+        """Forget a peer that is gone for good; an unknown one is no error."""
+        if self._worker.handover.peers.pop(worker_id, None) is not None:
+            self._transfer.unpair(worker_id)
 
     def stop(self) -> None:
         """End all threads. Running requests are dropped."""

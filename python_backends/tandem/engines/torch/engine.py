@@ -141,6 +141,12 @@ class TorchEngine:
             self._leader.pair(peer)
             self._handover.peers[peer.worker_id] = peer
 
+    def unpair(self, worker_id: str) -> None:
+        """Forget a peer that is gone for good; an unknown one is no error."""
+        if self._handover.peers.pop(worker_id, None) is not None:
+            self._transfer.unpair(worker_id)
+            self._leader.unpair(worker_id)
+
     def stop(self) -> None:
         """End all threads. Running requests are dropped."""
         self._stopping = True

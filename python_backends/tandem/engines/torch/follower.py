@@ -49,6 +49,8 @@ class _Follower:
         self._group.part()
 
     def _obey(self, orders: Orders) -> None:
+        for worker_id in orders.unpair:
+            self._reader.unpair(worker_id)
         for peer in orders.pair:
             try:
                 self._reader.pair(peer)

@@ -13,11 +13,12 @@ T = TypeVar("T")
 
 
 class Leader:
-    """Used by the engine's thread, but for ``pair``. In a group of one there is nobody to tell."""
+    """Used by the engine's thread, but for ``pair`` and ``unpair``. In a group of one there is nobody to tell."""
 
     def __init__(self, group: RankGroup) -> None:
         self._group = group
         self._pairs: deque[WorkerInfo] = deque()
+        self._unpairs: deque[str] = deque()
         self._pulls: list[PullOrder] = []
         self._aborts: list[str] = []
         self._leases_held = False
@@ -31,6 +32,10 @@ class Leader:
     def pair(self, peer: WorkerInfo) -> None:
         """Have all ranks get ready to exchange KV with ``peer``; before any pull that comes after it."""
         self._pairs.append(peer)
+
+    def unpair(self, worker_id: str) -> None:
+        """Have all ranks forget a peer."""
+        self._unpairs.append(worker_id)
 
     def pull(self, request_id: str, handle: KvHandle, block_ids: list[int]) -> None:
         """Have followers read their parts."""
@@ -46,10 +51,13 @@ class Leader:
             return
         now = time.monotonic()
         pairs = [self._pairs.popleft() for _ in range(len(self._pairs))]
-        is_news = pairs or self._pulls or self._aborts or step or leases_held != self._leases_held
+        unpairs = [self._unpairs.popleft() for _ in range(len(self._unpairs))]
+        is_news = pairs or unpairs or self._pulls or self._aborts or step or leases_held != self._leases_held
         if not is_news and now - self._told < SIGN_OF_LIFE_S:
             return
-        orders = Orders(pair=pairs, pull=self._pulls, abort=self._aborts, leases_held=leases_held, step=step)
+        orders = Orders(
+            unpair=unpairs, pair=pairs, pull=self._pulls, abort=self._aborts, leases_held=leases_held, step=step
+        )
         self._pulls, self._aborts, self._leases_held, self._told = [], [], leases_held, now
         self._group.order(orders)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import LoadingSink
+from tandem.engines.identity import make_worker_id
 from tandem.engines.torch.checkpoint import read_fingerprint
 from tandem.engines.torch.kv_cache import LAYOUT, KvCache
 from tandem.engines.torch.runner import ModelRunner, load_runner, max_model_len
@@ -42,7 +43,7 @@ def load_leader(
     transfer = KvTransfer(leases=leases, **_registration(deployment, worker, epoch, group, runner.cache, kv))
     transfer.start()
     info = WorkerInfo(
-        worker_id=worker.name,
+        worker_id=make_worker_id(worker),
         epoch=epoch,
         stage=worker.stage,
         engine="torch",
