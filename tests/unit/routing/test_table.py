@@ -51,3 +51,34 @@ def test_columns_follow_what_is_in_hand() -> None:
     assert table.step_s[0] == pytest.approx(STEP_S)  # measured with one in the batch, and there would be one
     booking.end()
     assert table.wait_s[1] == 0.0
+
+
+def test_a_place_is_used_again_and_owes_nothing_to_who_had_it() -> None:
+    table = make_table(1)
+    booking = table.book(1, 300, BLOCKS // 4)
+    names = table.names
+    for number in range(1000):
+        table.remove(1)
+        assert table.bar("decode") is table.paired_bar() is None
+        assert table.add(f"decode_{number}", "decode") == 1
+        table.join(1, BATCH, measured())
+    assert names == ["prefill_0", "decode_0"]  # as whoever kept them knows them
+    assert table.names == ["prefill_0", "decode_999"]
+    booking.end()
+    assert table.in_hand.tolist() == table.wait_s.tolist() == [0.0, 0.0]
+    assert table.paired_bar() is None
+    table.pair(0, 1)
+    assert places(table.paired_bar()) == [0]
+
+
+def test_a_worker_for_both_stages_stands_for_each() -> None:
+    table = make_table(1)
+    place = table.add("both_0", "both")
+    table.join(place, BATCH, measured())
+    assert places(table.bar("prefill")) == [0, place]
+    assert places(table.bar("decode")) == [1, place]
+    table.pair(place, 1)
+    table.pair(0, place)
+    assert places(table.paired_bar()) == [0, place]
+    assert places(table.bar("decode", 0)) == [1, place]
+    assert places(table.bar("decode", place)) == [1]  # not itself
