@@ -51,7 +51,7 @@ def test_answers_are_those_that_were_promised_or_the_failures_that_were_asked_fo
     answers = asyncio.run(ask_all(server.grpc_url, "llm", asked, at_once=32))
     failed = [answer.error for answer in answers if answer.error is not None]
     assert all("[transfer_failed]" in error and "on demand" in error for error in failed)
-    assert 0.1 * len(answers) < len(failed) < 0.35 * len(answers)
+    assert 0.05 * len(answers) < len(failed) < 0.4 * len(answers)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if answer.error is None:
             assert answer.output_ids == expected_answer(i, prompt, 20, codec.vocab_size)

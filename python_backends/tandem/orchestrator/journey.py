@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 
@@ -41,6 +42,8 @@ from tandem.text.codec import TextCodec
 log = logging.getLogger(__name__)
 
 _numbers = itertools.count()
+_own_mark = secrets.token_hex(4)
+"""In the ids of this orchestrator's requests: workers get those of others too."""
 
 ReadPrompt = Callable[[Ask, int], Awaitable[list[int]]]
 
@@ -66,7 +69,7 @@ class Journey:
         self._read_prompt = read_prompt
         self._limits = limits
         self._metrics = metrics
-        self._id = f"{ask.request_id or 'request'}#{next(_numbers)}"
+        self._id = f"{ask.request_id or 'request'}#{_own_mark}-{next(_numbers)}"
         self._started = time.monotonic()
         self._step = "waiting to start"
         self._prompt: list[int] = []
