@@ -264,7 +264,7 @@ class LaneClient:
             except Exception:
                 log.exception("the poll of worker %s failed", self.worker.name)
                 self._stopped.wait(RETRY_S)
-        if epoch is not None:
+        if self._to_leave:
             self._leave_lane()
 
     def _poll_once(self, epoch: int | None) -> int | None:

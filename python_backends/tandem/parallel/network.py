@@ -51,7 +51,7 @@ def use_network(deployment: Deployment) -> None:
     """
     subnet = deployment.parallel.subnet
     if subnet is None:
-        if any(len(worker.hosts) > 1 for worker in deployment.worker):
+        if deployment.is_spread or any(len(worker.hosts) > 1 for worker in deployment.worker):
             return
         interface: str | None = LOOPBACK
     else:
