@@ -193,6 +193,12 @@ async def come_and_go(cluster: Cluster) -> None:
         assert await asyncio.to_thread(stopped.wait, DEADLINE_S) == 0
         after += await load.seen_on(second)
         assert [answer.error for answer in after if answer.error] == []
+
+        second.cut()
+        struck = [a.error for a in await load.until("noticed", lambda new: sum(not a.error for a in new) > STREAMS)]
+        second.mend()
+        assert [error for error in struck if error and worker_at(second) not in error] == []
+        after = await load.seen_on(second)
         whole = [a for a in load.answers if not a.error]
         answers = {tuple(answer.output_ids) for answer in whole}
         assert len(answers) == STREAMS  # the same whoever wrote them

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tandem.drain import drain
 from tandem.errors import TandemError
 from tandem.messages import (
     BlocksStored,
@@ -22,6 +23,7 @@ from tandem.messages import (
     KvReport,
     LaneReply,
     LaneRequest,
+    Leave,
     Pair,
     Poll,
     PollReply,
@@ -41,8 +43,8 @@ FINISHED = Finished(request_id="a", reason="stop")
 class Worker:
     """A stage as an orchestrator with one lane sees it."""
 
-    def __init__(self, stage: Stage, metrics: StageMetrics) -> None:
-        self.stage, self.metrics = stage, metrics
+    def __init__(self, stage: Stage, metrics: StageMetrics, directory: Path) -> None:
+        self.stage, self.metrics, self.directory = stage, metrics, directory
         self.info: WorkerInfo = stage.start()
 
     def call(self, request: LaneRequest) -> LaneReply:
@@ -61,6 +63,9 @@ class Worker:
         assert isinstance(reply, PollReply)
         return reply
 
+    def drain(self, timeout_s: float = DEADLINE_S) -> bool:
+        return drain(self.directory, timeout_s)
+
     def refusals(self, reason: str) -> float | None:
         labels = {"stage": "prefill", "worker": "prefill_0", "reason": reason}
         return self.metrics.registry.get_sample_value("tandem_refusals_total", labels)
@@ -71,7 +76,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     file = use_engine(tmp_path, monkeypatch, "create")
     metrics = StageMetrics("prefill", WORKER.name)
     stage = Stage(DEPLOYMENT, file, WORKER, metrics)
-    yield Worker(stage, metrics)
+    yield Worker(stage, metrics, tmp_path)
     stage.stop()
 
 
@@ -197,3 +202,47 @@ def test_stopping_answers_every_poll_and_ends_every_request(worker: Worker) -> N
     reply = replies.get(timeout=DEADLINE_S)
     assert isinstance(reply, PollReply)
     assert worker.poll(wait_s=10 * DEADLINE_S).events == []
+
+
+def test_who_speaks_another_version_is_refused(worker: Worker) -> None:
+    reply = worker.call(Hello(protocol_version=1))
+    assert isinstance(reply, Refused)
+    assert reply.code == "worker_incompatible"
+    assert "worker prefill_0 speaks protocol version 2, and was greeted in version 1" in reply.message
+
+
+def test_a_lane_that_is_left_is_forgotten_with_its_requests(worker: Worker) -> None:
+    """The engine of this test counts what it is asked to cancel as expired."""
+    (engine,) = engine_processes()
+    engine.suspend()
+    assert worker.submit("a", "b") == []
+    assert worker.call(Leave(lane="l")) == Done()
+    engine.resume()
+    wait_until(lambda: worker.poll(wait_s=0.0).load.handles_expired == 2)
+    assert worker.poll(wait_s=0.0).events == []
+
+
+def test_draining_is_told_at_once_and_ends_when_all_lanes_are_left(worker: Worker) -> None:
+    """What was on its way is still taken; plain clients are sent elsewhere."""
+    replies: queue.Queue[LaneReply] = queue.Queue()
+    worker.stage.handle(Poll(lane="l", wait_s=10 * DEADLINE_S), replies.put)
+    assert not worker.drain(timeout_s=0.0)
+    told = replies.get(timeout=DEADLINE_S)
+    assert isinstance(told, PollReply)
+    assert told.draining
+    greeting = worker.call(Hello())
+    assert isinstance(greeting, HelloReply)
+    assert greeting.draining
+    assert worker.submit("a") == []
+    assert FINISHED in worker.poll().events
+    with pytest.raises(TandemError, match="prefill_0 is about to end"):
+        worker.stage.submit_direct(work("b"), lambda _: None)
+    assert not worker.drain(timeout_s=0.2)
+    worker.call(Leave(lane="l"))
+    assert worker.drain()
+
+
+def test_draining_has_a_limit(worker: Worker) -> None:
+    worker.stage._drain_s = 0.2
+    worker.poll(wait_s=0.0)
+    assert worker.drain()
