@@ -352,6 +352,11 @@ def to_json(deployment: Deployment) -> bytes:
     return msgspec.json.format(msgspec.json.encode(deployment), indent=2)
 
 
+def split_parts(text: str | None) -> list[str] | None:
+    """``gateway,prefill_0`` as ``server.only``; None as it is."""
+    return [part.strip() for part in text.split(",")] if text is not None else None
+
+
 def override(deployment: Deployment, **server: Any) -> Deployment:
     """A copy with some ``[server]`` fields replaced (None leaves a field as it is).
 

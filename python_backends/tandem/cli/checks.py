@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tandem.deployment import Deployment, Worker
 from tandem.engines.torch.config import read_config
 from tandem.engines.torch.sharding import Shard
 from tandem.errors import TandemError
+from tandem.kv.handle import KEY_VARIABLE, handle_key
 from tandem.parallel.launch import find_agent, find_launcher
 from tandem.parallel.network import check_first_host
 from tandem.triton.command import check_shared_memory
@@ -30,6 +32,7 @@ from tandem.triton.runtime import brings_server, check_python, find_runtime
 
 _IMPORT_TIMEOUT_S = 120
 _HOST_TIMEOUT_S = 15
+_CONNECT_TIMEOUT_S = 3
 _EXTRA_MODELS = 4
 """Model instances beside the workers: llm, preprocess."""
 
@@ -78,12 +81,13 @@ def _model(deployment: Deployment) -> Finding:
     path = Path(deployment.model.path)
     weights = list(path.glob("*.safetensors"))
     missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
-    missing += [] if weights else ["*.safetensors"]
+    needs_weights = any(worker.engine == "torch" for worker in deployment.workers_here)
+    missing += [] if weights or not needs_weights else ["*.safetensors"]
     if missing:
         how = "python build/demo_model.py (the demo model) or python build/convert.py SOURCE OUT"
         return Finding("bad", f"{path} lacks {', '.join(missing)}; make it with {how}")
     config = read_config(path)
-    for worker in deployment.worker:
+    for worker in deployment.workers_here:
         Shard(config, worker.partition, 0)  # raises where the model cannot be split like this
     return Finding("good", f"{path} ({size(sum(file.stat().st_size for file in weights))})")
 
@@ -102,7 +106,7 @@ def _nixl(_: Deployment) -> Finding:
 
 
 def _mpi(deployment: Deployment) -> Finding:
-    groups = [worker for worker in deployment.worker if worker.group_size > 1]
+    groups = [worker for worker in deployment.workers_here if worker.group_size > 1]
     try:
         launcher = find_launcher(deployment.parallel)
     except TandemError as error:
@@ -115,9 +119,9 @@ def _mpi(deployment: Deployment) -> Finding:
 
 
 def _hosts(deployment: Deployment) -> Finding:
-    spread = [worker for worker in deployment.worker if len(worker.hosts) > 1]
+    spread = [worker for worker in deployment.workers_here if len(worker.hosts) > 1]
     if not spread:
-        return Finding("good", "every worker runs on this machine")
+        return Finding("good", "every rank runs on this machine")
     agent = find_agent(deployment.parallel)
     for worker in spread:
         check_first_host(worker)
@@ -138,8 +142,28 @@ def _hosts(deployment: Deployment) -> Finding:
     return Finding("good", f"{', '.join(others)} can be reached with {agent}")
 
 
+def _others(deployment: Deployment) -> Finding:
+    if not deployment.is_spread:
+        return Finding("good", "this server is all there is")
+    if deployment.workers_here:
+        handle_key()
+    if not deployment.has_gateway:
+        return Finding("good", f"{KEY_VARIABLE} is set")
+    lost = []
+    for worker in deployment.worker:
+        for address in worker.addresses:
+            host, _, port = address.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+            except OSError as error:
+                lost.append(f"{worker.name} at {address}: {error}")
+    if lost:
+        return Finding("note", f"not there (yet): {'; '.join(lost)}")
+    return Finding("good", "all addresses of workers answer")
+
+
 def _devices(deployment: Deployment) -> Finding:
-    wanted = sorted({device for worker in deployment.worker for device in worker.devices if device != "cpu"})
+    wanted = sorted({device for worker in deployment.workers_here for device in worker.devices if device != "cpu"})
     count = "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'no CUDA device')"
     problem = _try(count)
     if problem is None:
@@ -171,7 +195,7 @@ def _memory(deployment: Deployment) -> Finding:
 
 
 def _shared_memory(deployment: Deployment) -> Finding:
-    check_shared_memory(len(deployment.worker) + _EXTRA_MODELS)
+    check_shared_memory(len(deployment.workers_here) + _EXTRA_MODELS * deployment.has_gateway)
     return Finding("good", f"{size(shutil.disk_usage('/dev/shm').free)} free in /dev/shm")
 
 
@@ -182,7 +206,7 @@ def _ports(deployment: Deployment) -> Finding:
 
 def _ranks_here(deployment: Deployment) -> list[tuple[Worker, int]]:
     """Every rank that runs on this machine, with its worker."""
-    ranks = [(worker, rank) for worker in deployment.worker for rank in range(worker.group_size)]
+    ranks = [(worker, rank) for worker in deployment.workers_here for rank in range(worker.group_size)]
     return [(worker, rank) for worker, rank in ranks if worker.host_of(rank) is None]
 
 
@@ -221,6 +245,7 @@ CHECKS: dict[str, Check] = {
     "NIXL": _safely(_nixl),
     "MPI": _safely(_mpi),
     "hosts": _safely(_hosts),
+    "other servers": _safely(_others),
     "GPU": _safely(_devices),
     "cores": _safely(_cores),
     "memory": _safely(_memory),

@@ -12,7 +12,7 @@ import typer
 from rich.panel import Panel
 
 from tandem.cli.terminal import Interrupted, errors, output, showing_progress
-from tandem.deployment import load_deployment, override
+from tandem.deployment import load_deployment, override, split_parts
 from tandem.errors import TandemError
 from tandem.triton.server import TritonServer
 from tandem.triton.server_log import ServerLog
@@ -41,7 +41,7 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         host=host,
-        only=[part.strip() for part in only.split(",")] if only is not None else None,
+        only=split_parts(only),
     )
     try:
         with contextlib.ExitStack() as stack:

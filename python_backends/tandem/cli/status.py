@@ -1,7 +1,9 @@
-"""``tandem status``: workers, load and KV use of a running server."""
+"""``tandem status``: workers, load and KV use of a running server, or of a deployment wherever its workers are."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,40 +12,67 @@ from rich.table import Column, Table
 
 from tandem.cli.client import Client
 from tandem.cli.terminal import output, size
+from tandem.deployment import load_deployment
 from tandem.errors import TandemError
+from tandem.lanes.discovery import addresses_of
+from tandem.lanes.grpc import GrpcTransport
+from tandem.lanes.replica import Replica
 from tandem.messages import Hello, HelloReply, LaneReply, Refused
 
 
 def status(
+    deployment: Annotated[
+        Path | None, typer.Argument(help="Show the workers of this deployment at all their addresses, too.")
+    ] = None,
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
 ) -> None:
     """Show the workers of a running server, their load and their KV cache."""
     with Client(url) as client:
         models = client.models()
         workers = [name for name, state in models.items() if state == "READY" and client.is_worker(name)]
-        table = Table(
-            *(Column(name, no_wrap=True) for name in ("worker", "stage", "engine")),
-            *(Column(name, justify="right") for name in ("queued", "running", "KV blocks", "use", "handles", "pulled")),
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        for worker in sorted(workers):
-            table.add_row(*_row(worker, _greet(client, worker)))
+    asked = [(name, name, url) for name in sorted(workers)]
+    if deployment is not None:
+        asked += _elsewhere(deployment)
+    with ThreadPoolExecutor(max(1, len(asked))) as pool:
+        replies = list(pool.map(_greet, asked))
     ready = sorted(name for name, state in models.items() if state == "READY" and name not in workers)
     missing = sorted(name for name, state in models.items() if state != "READY")
-    output.print(f"Server {url}: {', '.join(ready)} ready")
-    output.print(table)
+    output.print(f"Server {url}: {', '.join(ready) or 'no gateway'} ready")
+    output.print(_table([_row(name, reply) for (name, *_), reply in zip(asked, replies, strict=True)]))
     if missing:
         raise TandemError("engine_failed", f"not ready: {', '.join(f'{name} ({models[name]})' for name in missing)}")
 
 
-def _greet(client: Client, worker: str) -> LaneReply:
-    """Who the worker is and how it does, or why it does not say."""
+def _elsewhere(deployment: Path) -> list[tuple[str, str, str]]:
+    """The workers that have addresses: what an orchestrator calls them, their models, and where these are."""
+    entries = [worker for worker in load_deployment(deployment).worker if worker.addresses]
+    replicas = [Replica(worker, address) for worker in entries for address in sorted(addresses_of(worker))]
+    return [(replica.name, replica.worker.name, str(replica.address)) for replica in replicas]
+
+
+def _greet(asked: tuple[str, str, str]) -> LaneReply:
+    """Who a worker is and how it does, or why it does not say."""
+    name, model, address = asked
+    transport = GrpcTransport(model, address, name)
     try:
-        return client.call(worker, Hello())
+        return transport.call(Hello())
     except TandemError as error:
         return Refused(code=error.code, message=error.message)
+    finally:
+        transport.close()
+
+
+def _table(rows: list[list[str]]) -> Table:
+    table = Table(
+        *(Column(name, no_wrap=True) for name in ("worker", "stage", "engine")),
+        *(Column(name, justify="right") for name in ("queued", "running", "KV blocks", "use", "handles", "pulled")),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _row(worker: str, reply: LaneReply) -> list[str]:
@@ -54,7 +83,7 @@ def _row(worker: str, reply: LaneReply) -> list[str]:
     share = load.blocks_used / load.blocks_total if load.blocks_total else 0.0
     return [
         worker,
-        who.stage,
+        f"{who.stage}, drains" if reply.draining else who.stage,
         who.engine,
         f"{load.queued:,}",
         f"{load.running:,}/{who.max_batch_size:,}",

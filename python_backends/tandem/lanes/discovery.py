@@ -36,6 +36,12 @@ def resolve_host(host: str) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
+def addresses_of(worker: Worker, resolve: Resolve = resolve_host) -> set[str]:
+    """All addresses of a worker entry now, as numbers. Blocks; raises OSError where the resolver cannot tell."""
+    places = [_split(address) for address in worker.addresses]
+    return {_join(number, port) for host, port in places for number in resolve(host)}
+
+
 class Discovery:
     """Follows the addresses of ``workers``. Lives in the event loop."""
 

@@ -23,7 +23,7 @@ class Subject:
     worker: dict[str, Any]
 
     def deploy(self, model_dir: Path, *, lease_s: float = LEASE_S, blocks: int = 1000, **kv: Any) -> Deployment:
-        """A prefill and two decode workers with room for ``blocks`` blocks each."""
+        """A prefill and two decode workers, and two for both stages, with room for ``blocks`` blocks each."""
         kib = -(-blocks * BLOCK_SIZE * self.token_bytes // 1024)
         common = {"threads": 1, "max_batch_size": 8, "kv_memory": f"{kib}KiB", "engine": self.engine} | self.worker
         return Deployment(
@@ -33,6 +33,8 @@ class Subject:
                 Worker(name="prefill_0", stage="prefill", **common),
                 Worker(name="decode_0", stage="decode", **common),
                 Worker(name="decode_1", stage="decode", **common),
+                Worker(name="both_0", stage="both", **common),
+                Worker(name="both_1", stage="both", **common),
             ],
             kv=Kv(block_size=BLOCK_SIZE, lease_s=lease_s, **kv),
         )

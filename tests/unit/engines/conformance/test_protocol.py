@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
 from tandem.errors import TandemError
-from tandem.messages import Finished, Generate, Prefilled, Pulled, Tokens
-from tests.unit.engines.conformance.conftest import Pair
+from tandem.messages import EngineEvent, Finished, Generate, Prefilled, Pulled, Tokens
+from tests.unit.engines.conformance.conftest import Pair, introduce
 from tests.unit.engines.conformance.harness import (
     ENDS,
+    Harness,
     as_decode,
     as_prefill,
     changed,
@@ -195,6 +197,37 @@ def test_a_worker_that_does_not_fit_is_refused_when_it_is_met(pair: Pair) -> Non
     with pytest.raises(TandemError, match=r"kv.fingerprint is .*kv.block_size is 4 here and 8 there") as caught:
         pair.decode.engine.pair(stranger)
     assert caught.value.code == "worker_incompatible"
+
+
+def test_a_peer_that_is_gone_for_good_is_forgotten_and_may_return(start: Callable[..., Harness]) -> None:
+    prefill, decode = start("prefill_0"), start("decode_0")
+    work = make_work("returns", [7] * 30, max_tokens=4)
+
+    def hand_over() -> list[EngineEvent]:
+        (events,) = prefill.run(as_prefill(work))
+        return decode.run(as_decode(work, tokens_of(events), handle_of(events)))[0]
+
+    for _ in range(3):
+        introduce(prefill, decode)
+        assert reason_of(hand_over()) == "length"
+        for one, other in ((prefill, decode), (decode, prefill)):
+            one.engine.unpair(other.engine.info.worker_id)
+            one.engine.unpair("nobody")
+        assert failure_of(hand_over()).code == "handle_unknown_worker"
+        prefill.engine.cancel(["returns"])
+        prefill.until_idle()
+
+
+def test_two_workers_for_both_stages_read_from_each_other(start: Callable[..., Harness]) -> None:
+    one, other = start("both_0"), start("both_1")
+    introduce(one, other)
+    for number in range(4):
+        giver, taker = (one, other) if number % 2 else (other, one)
+        work = make_work(f"across {number}", [number + 1] * 30, max_tokens=6)
+        (events,) = giver.run(as_prefill(work))
+        (rest,) = taker.run(as_decode(work, tokens_of(events), handle_of(events)))
+        assert tokens_of(events) + tokens_of(rest) == tokens_of(giver.run(work)[0])
+    assert (one.engine.info.stage, other.engine.info.stage) == ("both", "both")
 
 
 def test_a_request_in_hand_is_not_taken_twice(pair: Pair) -> None:
