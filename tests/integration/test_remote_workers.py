@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tandem.deployment import Deployment, load_deployment, override
+from tandem.deployment import Deployment, load_deployment, override, to_json
 from tandem.engines.sim.tokens import expected_answer
 from tandem.text.codec import TextCodec
 from tandem.triton.server import TritonServer
@@ -29,9 +32,10 @@ LONG = {"text_input": "Tell me a story.", "max_tokens": 4000, "ignore_eos": True
 
 @pytest.fixture(scope="module")
 def deployment() -> Deployment:
-    """``deployments/sim.toml``, at once ready. Every request is taken apart."""
+    """``deployments/sim.toml``, at once ready, with short queues. Every request is taken apart."""
     plain = override(load_deployment(SIM), http_port=0, grpc_port=0, metrics_port=0)
-    workers = [msgspec.structs.replace(w, timing={"start_s": 0.0}) for w in plain.worker]
+    short = {"timing": {"start_s": 0.0}, "max_batch_size": 16, "max_queue": 24}
+    workers = [msgspec.structs.replace(w, **short) for w in plain.worker]
     routing = msgspec.structs.replace(plain.routing, conditional_disaggregation=False)
     return msgspec.structs.replace(plain, worker=workers, routing=routing)
 
@@ -86,6 +90,16 @@ def test_two_orchestrators_share_their_workers(whole: TritonServer, gateway: Tri
     assert_nothing_left(whole)
 
 
+def test_status_shows_workers_wherever_they_are(gateway: TritonServer, whole: TritonServer, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_bytes(to_json(gateway.deployment))
+    command = [str(Path(sys.executable).parent / "tandem"), "status", str(file), "--url", gateway.grpc_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=os.environ, check=True)
+    rows = [line.split()[:3] for line in done.stdout.splitlines() if "@" in line]
+    port = whole.ports.grpc
+    assert rows == [[f"{stage}_0@127.0.0.1:{port}", stage, "sim"] for stage in ("prefill", "decode")]
+
+
 def test_a_client_that_leaves_leaves_nothing_behind(server: TritonServer, whole: TritonServer) -> None:
     answer = ask_now(server.grpc_url, "llm", LONG, leave_after=3)
     assert answer.facts.get("left")
@@ -93,11 +107,11 @@ def test_a_client_that_leaves_leaves_nothing_behind(server: TritonServer, whole:
 
 
 def test_a_refusal_of_the_worker_keeps_its_reason(server: TritonServer) -> None:
-    most = server.deployment.worker[1].max_batch_size
-    inputs = [{"input_ids": [1] * 10, "max_tokens": 60_000, "ignore_eos": True, "timeout_s": 1.0}]
-    (answer,) = asyncio.run(ask_all(server.grpc_url, "llm", inputs, at_once=most))
-    assert answer.error is not None
-    assert "[deadline_exceeded]" in answer.error
+    inputs = [LONG | {"text_input": f"{n}", "max_tokens": 30} for n in range(60)]
+    answers = asyncio.run(ask_all(server.grpc_url, "llm", inputs, at_once=60))
+    refused = [answer.error for answer in answers if answer.error is not None]
+    assert 0 < len(refused) < 30
+    assert all("[overloaded] worker decode_0 has 40 requests in hand" in error for error in refused)
 
 
 def test_a_lost_engine_ends_its_requests_and_comes_back(server: TritonServer, whole: TritonServer) -> None:

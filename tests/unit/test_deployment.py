@@ -1,5 +1,6 @@
 """The deployment file: read whole, or refused with the field, its value's place and what was expected."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.deployment import Deployment, Model, Server, Worker, load_deployment, override, to_json
+from tandem.deployment import Deployment, Model, Server, Worker, load_deployment, override, split_parts, to_json
 from tandem.errors import TandemError
 
 MINIMAL = """
@@ -69,6 +70,32 @@ def test_resolved_copy_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert load_deployment(copy) == deployment
 
 
+def test_the_deployment_over_three_hosts_is_a_gateway_where_nothing_else_is_said() -> None:
+    deployment = load_deployment(REPOSITORY / "deployments" / "three_hosts.toml")
+    assert deployment.is_spread
+    assert (deployment.has_gateway, deployment.workers_here) == (True, [])
+    part = override(deployment, only=split_parts("prefill_0"))
+    assert (part.has_gateway, [w.name for w in part.workers_here]) == (False, ["prefill_0"])
+    both = override(deployment, only=split_parts("gateway, decode_0"))
+    assert (both.has_gateway, [w.name for w in both.workers_here]) == (True, ["decode_0"])
+    with pytest.raises(
+        TandemError, match="'decode_9' is no part of the deployment; it has gateway, prefill_0, decode_0"
+    ):
+        override(deployment, only=["decode_9"])
+
+
+def test_workers_of_other_servers_do_not_share_this_ones_cores(tmp_path: Path) -> None:
+    alone = load(tmp_path, MINIMAL.replace('stage = "decode"', 'stage = "decode"\naddress = "far:8001"'))
+    first, second = alone.worker
+    assert alone.threads_of(first) == override(alone, only=["decode_0"]).threads_of(second) == os.cpu_count()
+
+
+def test_workers_for_both_stages_are_enough(tmp_path: Path) -> None:
+    text = MINIMAL.replace('stage = "prefill"', 'stage = "both"').replace('stage = "decode"', 'stage = "both"')
+    deployment = load(tmp_path, text)
+    assert deployment.workers("prefill") == deployment.workers("decode") == deployment.worker
+
+
 @pytest.mark.parametrize(
     ("line", "replacement", "expected"),
     [
@@ -112,6 +139,19 @@ def test_resolved_copy_is_read_back_as_it_was(tmp_path: Path) -> None:
         ("[model]", "[speed]\nfast = true\n[model]", ["`speed`"]),
         ('name = "decode_0"', 'name = "prefill_0"', ["worker.name", "'prefill_0'", "twice"]),
         ('name = "decode_0"', 'name = "llm"', ["worker.name", "'llm'"]),
+        ('name = "decode_0"', 'name = "gateway"', ["worker.name", "'gateway'"]),
+        ('stage = "decode"', 'stage = "decode"\naddress = "host"', ["worker[1].address: 'host': "]),
+        (
+            'stage = "decode"',
+            'stage = "decode"\naddress = ["http://host:1"]',
+            ["worker[1].address[0]: 'http://host:1': "],
+        ),
+        (
+            "[model]",
+            '[server]\nonly = ["decode"]\n[model]',
+            ["server.only: 'decode' is no part", "gateway, prefill_0, d"],
+        ),
+        ("[model]", '[server]\nonly = ["gateway"]\n[model]', ["worker.address: is missing for 'prefill_0'"]),
         ('stage = "prefill"', 'stage = "decode"', ['stage = "prefill"']),
         ('stage = "decode"', 'stage = "prefill"', ['stage = "decode"']),
         ("[model]", "[model", ["d.toml"]),

@@ -83,16 +83,17 @@ class TritonServer:
         """Lay out the models, start the server and wait until all models are ready.
 
         Raises:
-            TandemError: ``environment`` (something is missing on this machine, a port is taken), ``engine_failed`` (a
-                model does not load; the text quotes the log) or ``deadline_exceeded``. Nothing is left running.
+            TandemError: ``environment`` (something is missing on this machine, a port is taken), ``invalid_request``
+                (one of several servers, and no handle key), ``engine_failed`` (a model does not load; the text quotes
+                the log) or ``deadline_exceeded``. Nothing is left running.
         """
+        if self.deployment.is_spread and self.deployment.workers_here:
+            handle_key()  # workers of other servers must have the same: none can be made up here
         runtime = find_runtime()
         templates = self._templates or templates_dir()
         self._ports = choose_ports(self.deployment.server)
         try:
             self._run = RunDirectory.create(home_dir(), self.deployment.name)
-            if self.deployment.is_spread and self.deployment.workers_here:
-                handle_key()  # other servers' workers must have the same: none can be made up here
             self._run.deployment_file.write_bytes(to_json(self.deployment))
             models = lay_out(self.deployment, templates, self._run.models, self._run.deployment_file)
             check_shared_memory(len(models))

@@ -27,6 +27,7 @@ from tandem.messages import (
     KvReport,
     LaneReply,
     LaneRequest,
+    Leave,
     Load,
     Poll,
     PollReply,
@@ -51,6 +52,7 @@ class ScriptedWorker:
         self.refuse: set[str] = set()
         self.seen: list[LaneRequest] = []
         self.gone = threading.Event()
+        self.closed = False
         self.kv: KvReport | None = None
         self.asked_from: list[int | None] = []
 
@@ -74,7 +76,7 @@ class ScriptedWorker:
                 return SubmitReply(
                     refused=[Failed(request_id=i, code="overloaded", message="full") for i in ids if i in self.refuse]
                 )
-            case Cancel():
+            case Cancel() | Leave():
                 return Done()
         return Refused(code="not_found", message="?")
 
@@ -182,6 +184,28 @@ def test_a_worker_that_is_gone_fails_its_requests_and_new_ones() -> None:
         with pytest.raises(TandemError) as caught:
             await lane.submit(work("b"))
         assert caught.value.code == "worker_lost"
+
+    on_lane(test)
+
+
+def test_a_lane_that_was_lost_is_left_before_the_worker_is_greeted_again() -> None:
+    """What the worker still has of it, in the same epoch, nobody waits for any more."""
+
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        await lane.submit(work("a"))
+        worker.gone.set()
+        while lane.info is not None:
+            await asyncio.sleep(0.01)
+        worker.seen.clear()
+        worker.gone.clear()
+        while lane.info is None:
+            await asyncio.sleep(0.01)
+        assert worker.seen[:2] == [Leave(lane="lane"), Hello()]
+        await asyncio.to_thread(lane.stop)
+        assert worker.seen[-1] == Leave(lane="lane")
+        assert worker.closed
+        with pytest.raises(TandemError, match="worker w is gone"):
+            await lane.call(Hello())
 
     on_lane(test)
 

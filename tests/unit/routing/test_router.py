@@ -209,3 +209,40 @@ def test_decode_goes_only_to_partners_of_the_prefill_worker() -> None:
     router.report("decode_1", 1, measured(running=30, blocks_used=BLOCKS), None)
     for _ in range(20):
         assert ask(router, PROMPT).workers in (("prefill_1", "decode_0"), ("prefill_0", "decode_1"))
+
+
+def test_a_year_of_rolling_restarts_leaves_nothing() -> None:
+    router = make_router(2, conditional_disaggregation=False)
+    _, route = go(router)
+    for number in range(2, 500):
+        router.remove(f"prefill_{number - 2}")
+        router.add(f"prefill_{number}", "prefill")
+        join(router, f"prefill_{number}", "prefill")
+        for other in range(2):
+            router.pair(f"prefill_{number}", f"decode_{other}")
+        stored(router, f"prefill_{number}", [number])
+    assert len(router._table.names) == 4
+    assert len(router._places) == 4
+    assert len(router._index) == 2
+    assert router.own("prefill_499") == 0
+    route.end()
+    plan = ask(router, [499])
+    assert plan.workers[0] == "prefill_499"
+    assert plan.request.uncached[plan.names.index("prefill_499")] == 1
+    router.remove("prefill_499")
+    assert "prefill_499" in plan.names
+
+
+def test_what_was_chosen_is_counted_until_it_ends() -> None:
+    router = make_router(1)
+    _, route = go(router)
+    assert (router.own("prefill_0"), router.own("decode_0")) == (1, 1)
+    route.released()
+    assert (router.own("prefill_0"), router.own("decode_0")) == (0, 1)
+    route.end()
+    assert router.own("decode_0") == 0
+
+
+def test_no_workers_at_all() -> None:
+    with pytest.raises(TandemError, match=r"no prefill worker is ready \(deployed: none\)"):
+        ask(Router(Routing(), 16, 0), PROMPT)

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tandem.deployment import Deployment, Model, Worker
+from tandem.deployment import Deployment, Model, Worker, override
 from tandem.errors import TandemError
 from tandem.triton.layout import lay_out
 
@@ -70,3 +71,23 @@ def test_bad_placeholder_is_named(sources: Path, three_workers: Deployment, tmp_
     (sources / "llm" / "config.pbtxt").write_text(f'name: "{bad}"')
     with pytest.raises(TandemError, match=r"llm/config\.pbtxt: bad placeholder .*\$model, \$worker, \$deployment_file"):
         lay_out(three_workers, sources, tmp_path / "models", tmp_path / "deployment.json")
+
+
+def test_only_what_runs_here_is_laid_out(sources: Path, three_workers: Deployment, tmp_path: Path) -> None:
+    """A worker for both stages is made of decode's template."""
+    workers = [
+        msgspec.structs.replace(worker, address="far:8001", stage="both" if worker.name == "writer_b" else worker.stage)
+        for worker in three_workers.worker
+    ]
+    spread = msgspec.structs.replace(three_workers, worker=workers)
+    for number, (only, expected) in enumerate(
+        [
+            ([], ["ensemble", "llm"]),
+            (["reader"], ["reader"]),
+            (["writer_b", "gateway"], ["ensemble", "llm", "writer_b"]),
+        ]
+    ):
+        models = tmp_path / f"models{number}"
+        names = lay_out(override(spread, only=only), sources, models, tmp_path / "deployment.json")
+        assert names == sorted(path.name for path in models.iterdir()) == expected
+    assert (tmp_path / "models2" / "writer_b" / "config.pbtxt").read_text().startswith('name: "writer_b" file:')
