@@ -63,6 +63,7 @@ class Fleet:
         self._introductions = 0
         """Under way."""
         self._have_met = False
+        """Whether there once was a worker of each entry, introduced to the others."""
         self._changed = asyncio.Event()
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -276,8 +277,7 @@ class Fleet:
     def _note_change(self) -> None:
         """Somebody has come, or two have met."""
         ready = {lane.worker.worker.name for lane in self._lanes.values() if lane.info is not None}
-        all_there = len(ready) == len(self._deployment.worker) and all(lane.info for lane in self._lanes.values())
-        self._have_met = self._have_met or (all_there and not self._introductions)
+        self._have_met |= len(ready) == len(self._deployment.worker) and not self._introductions
         self._changed.set()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

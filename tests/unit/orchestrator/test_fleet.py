@@ -119,7 +119,7 @@ class Site:
         return prefill and prefill.worker.name, decode.worker.name
 
     async def all_met(self) -> None:
-        await until(lambda: self.fleet._have_met)
+        await until(lambda: all(lane.info for lane in self.fleet._lanes.values()) and not self.fleet._introductions)
 
     def lane(self, name: str) -> LaneClient:
         return self.fleet._lanes[name]
