@@ -71,7 +71,12 @@ class Discovery:
         lookup = self._pending.get(host)
         if lookup is None:
             lookup = self._pending[host] = self._begin(host)
-            lookup.add_done_callback(lambda _: self._pending.pop(host))
+
+            def ended(lookup: asyncio.Future[list[str]]) -> None:
+                lookup.exception()  # known now, even if nobody waits for it any more
+                del self._pending[host]
+
+            lookup.add_done_callback(ended)
         done, _ = await asyncio.wait({lookup}, timeout=ANSWER_S)
         if not done:
             log.warning("no answer on the addresses of %s within %g s; still taken to be as before", host, ANSWER_S)
