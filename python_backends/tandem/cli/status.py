@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from tandem.cli.client import Client
@@ -46,7 +47,10 @@ def status(
 def _elsewhere(deployment: Path) -> list[tuple[str, str, str]]:
     """The workers that have addresses: what an orchestrator calls them, their models, and where these are."""
     entries = [worker for worker in load_deployment(deployment).worker if worker.addresses]
-    replicas = [Replica(worker, address) for worker in entries for address in sorted(addresses_of(worker))]
+    try:
+        replicas = [Replica(worker, address) for worker in entries for address in sorted(addresses_of(worker))]
+    except OSError as error:
+        raise TandemError("environment", f"the addresses of workers cannot be found: {error}") from error
     return [(replica.name, replica.worker.name, str(replica.address)) for replica in replicas]
 
 
@@ -78,7 +82,7 @@ def _table(rows: list[list[str]]) -> Table:
 def _row(worker: str, reply: LaneReply) -> list[str]:
     if not isinstance(reply, HelloReply):
         reason = reply.message if isinstance(reply, Refused) else f"unexpected reply: {type(reply).__name__}"
-        return [worker, f"[red]{reason}[/red]"]
+        return [worker, f"[red]{escape(reason)}[/red]"]
     who, load = reply.worker, reply.load
     share = load.blocks_used / load.blocks_total if load.blocks_total else 0.0
     return [
