@@ -120,6 +120,7 @@ class LaneClient:
         self._loop = loop
         self._observer = observer
         self._mailboxes: dict[str, Mailbox] = {}
+        self._unanswered: set[asyncio.Future[LaneReply]] = set()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._last_reply = time.monotonic()
         self._stopped = threading.Event()
@@ -202,6 +203,8 @@ class LaneClient:
         if self._stopped.is_set():
             raise TandemError("worker_lost", f"worker {self.worker.name} is gone")
         answered: asyncio.Future[LaneReply] = self._loop.create_future()
+        self._unanswered.add(answered)
+        answered.add_done_callback(self._unanswered.discard)
         self._commands.put(_Command(request, answered))
         reply = await answered
         if isinstance(reply, Refused):
@@ -222,6 +225,8 @@ class LaneClient:
         self.info, self.trouble, self.draining = None, reason, False
         self._lost.set()
         self._observer.lost(self)
+        for answered in list(self._unanswered):  # whoever sends may be stuck for a while
+            _resolve(answered, Refused(code="worker_lost", message=reason))
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put(Failed(request_id=request_id, code="worker_lost", message=reason))
 

@@ -265,5 +265,9 @@ class Stage:
             self._drained_by = now + self._drain_s
             self._lanes.draining = True
             self._lanes.answer_overdue(self._load, float("inf"))  # they hear of it at once
-        if (self._lanes.is_empty and not self._direct) or now >= self._drained_by:
+        if now >= self._drained_by:
+            why = f"worker {self.worker.name} is shutting down; limits.drain_s, {self._drain_s:g} s, are over"
+            self._fail_all("worker_lost", why)
+            self._drain_mark.closed()
+        elif self._lanes.is_empty and not self._direct:
             self._drain_mark.closed()

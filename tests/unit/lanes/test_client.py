@@ -53,6 +53,9 @@ class ScriptedWorker:
         self.seen: list[LaneRequest] = []
         self.gone = threading.Event()
         self.closed = False
+        self.stuck = threading.Event()
+        """Cleared: submits are."""
+        self.stuck.set()
         self.kv: KvReport | None = None
         self.asked_from: list[int | None] = []
 
@@ -72,6 +75,7 @@ class ScriptedWorker:
                 self.asked_from.append(request.kv_from)
                 return PollReply(epoch=self.epoch, events=events, load=Load(running=len(events)), kv=self.kv)
             case Submit():
+                self.stuck.wait(20.0)
                 ids = [work.request_id for work in request.work]
                 return SubmitReply(
                     refused=[Failed(request_id=i, code="overloaded", message="full") for i in ids if i in self.refuse]
@@ -206,6 +210,22 @@ def test_a_lane_that_was_lost_is_left_before_the_worker_is_greeted_again() -> No
         assert worker.closed
         with pytest.raises(TandemError, match="worker w is gone"):
             await lane.call(Hello())
+
+    on_lane(test)
+
+
+def test_a_loss_ends_calls_that_are_stuck_on_their_way() -> None:
+    async def test(lane: LaneClient, worker: ScriptedWorker) -> None:
+        try:
+            worker.stuck.clear()
+            waiting = asyncio.ensure_future(lane.submit(work("a")))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            worker.gone.set()
+            with pytest.raises(TandemError, match="gone"):
+                await waiting
+        finally:
+            worker.stuck.set()
 
     on_lane(test)
 

@@ -244,5 +244,14 @@ def test_draining_is_told_at_once_and_ends_when_all_lanes_are_left(worker: Worke
 
 def test_draining_has_a_limit(worker: Worker) -> None:
     worker.stage._drain_s = 0.2
-    worker.poll(wait_s=0.0)
-    assert worker.drain()
+    (engine,) = engine_processes()
+    engine.suspend()
+    try:
+        worker.submit("a")
+        assert worker.drain()
+        (failed,) = worker.poll().events
+    finally:
+        engine.resume()
+    assert isinstance(failed, Failed)
+    assert failed.code == "worker_lost"
+    assert failed.message == "worker prefill_0 is shutting down; limits.drain_s, 0.2 s, are over"
