@@ -111,7 +111,7 @@ def test_a_refusal_of_the_worker_keeps_its_reason(server: TritonServer) -> None:
     answers = asyncio.run(ask_all(server.grpc_url, "llm", inputs, at_once=60))
     refused = [answer.error for answer in answers if answer.error is not None]
     assert 0 < len(refused) < 30
-    assert all("[overloaded] worker decode_0 has 40 requests in hand" in error for error in refused)
+    assert [e for e in refused if "[overloaded] worker" not in e or "has 40 requests in hand" not in e] == []
 
 
 def test_a_lost_engine_ends_its_requests_and_comes_back(server: TritonServer, whole: TritonServer) -> None:
