@@ -2,7 +2,8 @@
 
 ``python loadtest/kv_bench.py [--json FILE]``. A pull is what the decode stage waits for: read, question, answer. Where
 a group pulls, the leader hears of all ranks' parts before it asks. Pulls and copies of one size take turns, so that
-both see the same machine and the same caches; each figure is a median.
+both see the same machine and the same caches; each figure is a median. KV that a prefill engine has written while it
+computed is in memory; what was copied just before may still be in the caches, and that case is measured too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from kv_ranks import (
     Outcome,
     Rank,
     WorkerSpec,
-    allocate,
     content,
     make_info,
     start_pair,
@@ -35,11 +35,13 @@ from kv_ranks import (
 from rich.console import Console
 from rich.table import Table
 
+from tandem.kv.memory import HostMemory
 from tandem.messages import KvFormat, KvHandle, Partition, PullOrder
 
 MIB = 1 << 20
 SIZES_MIB = (1, 4, 16, 64, 256)
 RESHARD_SIZES_MIB = (16, 64)
+SCRUB_BYTES = 256 * MIB
 TIMEOUT_S = 60.0
 WARM_UPS = 2
 
@@ -76,6 +78,8 @@ class KvBenchRow:
     memcpy_gb_per_s: float
     ratio: float
     """Speed of the pull over that of memcpy."""
+    cached: bool
+    """Whether the bytes were in the processor's caches, as far as they fit; else they had been driven out before."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def describe(partition: Partition) -> str:
 def table(report: KvBenchReport) -> Table:
     """The report for a terminal."""
     blocks = f"{report.block_bytes / 1024:.0f} KiB blocks, median of {report.repetitions}"
-    columns = "from", "to", "size", "blocks", "pull ms", "pull GB/s", "memcpy GB/s", "ratio"
+    columns = "from", "to", "size", "bytes are in", "pull ms", "pull GB/s", "memcpy GB/s", "ratio"
     result = Table(*columns, title=f"KV transfer: {blocks}")
     for column in result.columns[2:]:
         column.justify = "right"
@@ -130,7 +134,7 @@ def table(report: KvBenchReport) -> Table:
         *((one.prefill, one.decode, one.figures) for one in report.reshards),
     ]:
         figures = f"{row.pull_ms:.2f}", f"{row.pull_gb_per_s:.1f}", f"{row.memcpy_gb_per_s:.1f}", f"{row.ratio:.2f}"
-        result.add_row(prefill, decode, f"{row.mib} MiB", str(row.blocks), *figures)
+        result.add_row(prefill, decode, f"{row.mib} MiB", "cache" if row.cached else "memory", *figures)
     return result
 
 
@@ -157,10 +161,12 @@ def _run_single(sizes_mib: Sequence[int], repetitions: int) -> list[KvBenchRow]:
         expected = content(specs[1], 0, filled)
         target = decode.memory.reshape(-1)
 
-        def pull(blocks: int) -> Outcome:
+        def pull(blocks: int, cached: bool) -> Outcome:
             target[: blocks * BLOCK_BYTES] = 0
             handle = _grant(prefill, blocks)
             ids = decode.allocate_blocks(blocks)
+            if not cached:
+                scrub()
             decode.pull(PullOrder(request_id="bench", handle=handle, block_ids=ids))
             result = results.get(timeout=DEADLINE_S)
             decode.free(ids)
@@ -169,7 +175,12 @@ def _run_single(sizes_mib: Sequence[int], repetitions: int) -> list[KvBenchRow]:
         def arrived(blocks: int) -> bool:
             return np.array_equal(decode.memory[:blocks], expected[:blocks])
 
-        return [_measure(mib, repetitions, pull, arrived, target) for mib in sizes_mib]
+        scrub = _make_scrub()
+        return [
+            _measure(mib, repetitions, pull, arrived, target, scrub, cached)
+            for cached in (False, True)
+            for mib in sizes_mib
+        ]
     finally:
         decode.stop()
         prefill.kill()
@@ -179,12 +190,15 @@ def _run_groups(prefill_split: Partition, decode_split: Partition, repetitions: 
     prefill, decode = start_pair(*_specs(prefill_split, decode_split, _blocks(max(RESHARD_SIZES_MIB))))
     try:
         _fill(prefill)
-        target = allocate(_blocks(max(RESHARD_SIZES_MIB)) * BLOCK_BYTES)
+        target = HostMemory(_blocks(max(RESHARD_SIZES_MIB)) * BLOCK_BYTES).array
 
-        def pull(blocks: int) -> Outcome:
+        def pull(blocks: int, cached: bool) -> Outcome:
             decode.all("erase")
             target[: blocks * BLOCK_BYTES] = 0
-            decode.begin_pull("bench", _grant(prefill, blocks))
+            handle = _grant(prefill, blocks)
+            if not cached:
+                scrub()
+            decode.begin_pull("bench", handle)
             result = decode.result()
             decode.leader.call("free", list(range(blocks)))
             return result
@@ -193,7 +207,8 @@ def _run_groups(prefill_split: Partition, decode_split: Partition, repetitions: 
             seeds = list(range(blocks))
             return not any(decode.all("wrong_blocks", seeds, seeds))
 
-        return [_measure(mib, repetitions, pull, arrived, target) for mib in RESHARD_SIZES_MIB]
+        scrub = _make_scrub()
+        return [_measure(mib, repetitions, pull, arrived, target, scrub, cached=False) for mib in RESHARD_SIZES_MIB]
     finally:
         prefill.kill()
         decode.kill()
@@ -214,20 +229,25 @@ def _grant(prefill: Group, blocks: int) -> KvHandle:
 def _measure(
     mib: int,
     repetitions: int,
-    pull: Callable[[int], Outcome],
+    pull: Callable[[int, bool], Outcome],
     arrived: Callable[[int], bool],
     target: Bytes,
+    scrub: Callable[[], None],
+    cached: bool,
 ) -> KvBenchRow:
     """Pulls, and copies of as many bytes into ``target``, in turns."""
     blocks = _blocks(mib)
     size = blocks * BLOCK_BYTES
-    source = allocate(size)
+    source = HostMemory(size).array
     source[:] = 2
     pulls, copies = [], []
     for repetition in range(repetitions + WARM_UPS):
-        result = pull(blocks)
+        result = pull(blocks, cached)
         if result.code is not None or result.bytes_moved != size or not arrived(blocks):
             raise RuntimeError(f"{mib} MiB: {result}")
+        target[:size] = 0
+        if not cached:
+            scrub()
         began = time.perf_counter()
         np.copyto(target[:size], source)
         copied = time.perf_counter() - began
@@ -243,7 +263,18 @@ def _measure(
         pull_gb_per_s=size / pull_s / 1e9,
         memcpy_gb_per_s=size / copy_s / 1e9,
         ratio=copy_s / pull_s,
+        cached=cached,
     )
+
+
+def _make_scrub() -> Callable[[], None]:
+    """What drives everything else out of the processor's caches."""
+    other = np.zeros(SCRUB_BYTES, dtype=np.uint8)
+
+    def scrub() -> None:
+        np.add(other, 1, out=other)
+
+    return scrub
 
 
 def _blocks(mib: int) -> int:

@@ -7,7 +7,6 @@ results. Bytes are labelled: each word of a block tells of which block, KV head,
 from __future__ import annotations
 
 import logging
-import mmap
 import multiprocessing
 import os
 import signal
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from tandem.kv.blocks import BlockPool
 from tandem.kv.handle import HANDLE_VERSION, digest_tokens
 from tandem.kv.leases import LeaseTable
-from tandem.kv.memory import advise_huge_pages
+from tandem.kv.memory import HostMemory
 from tandem.kv.pull import PullResult
 from tandem.kv.reader import KvReader
 from tandem.kv.reshard import block_bytes_of
@@ -52,6 +51,8 @@ class WorkerSpec:
     blocks: int = 64
     lease_s: float = 60.0
     timeout_s: float = 10.0
+    mapped: bool = True
+    """Whether other processes of this host may map the memory; else NIXL moves the bytes, as between hosts."""
     environment: tuple[tuple[str, str], ...] = ()
     """Variables of the ranks' processes."""
 
@@ -82,25 +83,20 @@ LOOPBACK = ("UCX_NET_DEVICES", "lo")
 """A setting for every process that has a rank: else UCX binds to any interface, and hangs when that one goes."""
 
 
-def allocate(size: int) -> Bytes:
-    """Fresh memory with huge pages where the machine has them, as KV memory gets it."""
-    memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
-    advise_huge_pages(memory.ctypes.data, size)
-    return memory
-
-
 class Rank:
     """One rank in this process: memory and transfer; on the leader, pool and leases too."""
 
     def __init__(self, spec: WorkerSpec, rank: int, on_result: Callable[[Outcome], None]) -> None:
         self.spec, self.rank, self._on_result = spec, rank, on_result
         block_bytes = block_bytes_of(spec.partition, rank, spec.kv)
-        self.memory = allocate(spec.blocks * block_bytes).reshape(spec.blocks, block_bytes)
+        self._host = HostMemory(spec.blocks * block_bytes)
+        self.memory = self._host.array.reshape(spec.blocks, block_bytes)
         self.pool = BlockPool(spec.blocks)
         self.leases = LeaseTable(self.pool, spec.lease_s)
         place: Any = {
             "agent_name": f"{spec.worker_id}.{spec.epoch:x}.{rank}",
             "address": self.memory.ctypes.data,
+            "shared": self._host.place if spec.mapped else None,
             "block_bytes": block_bytes,
             "num_blocks": spec.blocks,
             "memory": "DRAM",

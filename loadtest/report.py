@@ -85,7 +85,7 @@ def stack_section(report: StackBenchReport) -> str:
 def kv_section(report: KvBenchReport) -> str:
     """KV transfer beside memcpy."""
     title = f"**KV transfer beside memcpy**, median of {report.repetitions} (`python loadtest/kv_bench.py`)"
-    head = "size", "pull, ms", "pull, GB/s", "memcpy, GB/s", "ratio"
+    head = "size", "bytes are in", "pull, ms", "pull, GB/s", "memcpy, GB/s", "ratio"
     rows = [_kv_cells(row) for row in report.rows]
     groups = (
         "**Between groups that split the model differently** (tp: tensor-parallel size, pp: pipeline stages), all "
@@ -97,7 +97,7 @@ def kv_section(report: KvBenchReport) -> str:
 
 def _kv_cells(row: KvBenchRow) -> list[str]:
     figures = f"{row.pull_ms:.2f}", f"{row.pull_gb_per_s:.1f}", f"{row.memcpy_gb_per_s:.1f}", f"{row.ratio:.2f}"
-    return [f"{row.mib} MiB", *figures]
+    return [f"{row.mib} MiB", "cache" if row.cached else "memory", *figures]
 
 
 def group_section(report: GroupBenchReport) -> str:

@@ -214,6 +214,17 @@ class Load(Message, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- who a worker is
 
 
+class SharedMemory(Message, frozen=True, kw_only=True):
+    """Where processes of the same host find memory that they can map; see ``tandem.kv.memory``."""
+
+    pid: int
+    file: int
+    """Its descriptor in that process."""
+    num_bytes: int
+    token: bytes
+    """What stands behind the last byte."""
+
+
 class TransferInfo(Message, frozen=True, kw_only=True):
     """Where one rank's KV memory lies and how NIXL reaches it. Block i starts at ``address + i * block_bytes``."""
 
@@ -224,6 +235,8 @@ class TransferInfo(Message, frozen=True, kw_only=True):
     num_blocks: int
     memory: Literal["DRAM", "VRAM"] = "DRAM"
     device_id: int = 0
+    shared: SharedMemory | None = None
+    """The same memory for processes of this host."""
 
 
 class Partition(Message, frozen=True, kw_only=True):

@@ -91,6 +91,11 @@ class PartRead:
         return any(stream.read is not None for stream in self._streams)
 
     @property
+    def is_near(self) -> bool:
+        """Whether all of it is copied from mapped memory."""
+        return all(stream.remote.mapped is not None for stream in self._streams)
+
+    @property
     def began(self) -> float:
         """When the newest piece began (monotonic clock)."""
         return max((stream.began for stream in self._streams), default=0.0)

@@ -54,6 +54,11 @@ class Peers:
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._peers.values())
 
+    @property
+    def any_far(self) -> bool:
+        """Whether any of them reaches us through NIXL alone."""
+        return any(not remote.is_near for peer in self for remote in peer.remotes.values())
+
     def add(self, new: Peer) -> None:
         """Connect. A newer epoch replaces an older one, an older one is ignored."""
         old = self._peers.get(new.info.worker_id)

@@ -63,6 +63,11 @@ class Pull:
         """When the present step began (monotonic clock)."""
         return max(self.part.began, self._step_began)
 
+    @property
+    def is_near(self) -> bool:
+        """Whether nothing of it goes through NIXL."""
+        return self.part.is_near and self.leader.is_near
+
     def ask_for_confirmation(
         self, agent: Agent, leader: Remote, correlation: int, *, reads_leader_only: bool
     ) -> TransferNote | None:

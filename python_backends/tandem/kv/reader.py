@@ -75,7 +75,7 @@ class KvReader(TransferThread):
         return self._served
 
     def _busy_since(self) -> float | None:
-        return max((part.began for part in self._reads.values()), default=None)
+        return max((part.began for part in self._reads.values() if not part.is_near), default=None)
 
     def _take(self, sender: str, note: TransferNote) -> None:
         """Nobody has anything to say to a follower."""

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, TypedDict
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Memory
 from tandem.kv.handle import find_transfer_problems
+from tandem.kv.inbox import Inbox
 from tandem.kv.part import PartRead
 from tandem.kv.peers import LEADER, Peer, Peers
 from tandem.kv.reshard import block_bytes_of, plan_parts
-from tandem.messages import KvFormat, Partition, TransferInfo, TransferNote, WorkerInfo, does
+from tandem.messages import KvFormat, Partition, SharedMemory, TransferInfo, TransferNote, WorkerInfo, does
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the library's from Python 3.11 on
@@ -49,8 +50,9 @@ class Place(TypedDict):
     agent_name: str
     """Unique for worker, epoch and rank."""
     address: int
-    """Where ``num_blocks`` times ``block_bytes`` start. They must outlive the transfer, and best be unwritten yet (huge
-    pages)."""
+    """Where ``num_blocks`` times ``block_bytes`` start. They must outlive the transfer."""
+    shared: SharedMemory | None
+    """How this host's processes find them."""
     block_bytes: int
     num_blocks: int
     memory: Memory
@@ -70,8 +72,10 @@ class TransferThread(ABC):
         if place["block_bytes"] != (expected := block_bytes_of(place["partition"], rank, place["kv"])):
             raise ValueError(f"block_bytes is {place['block_bytes']}, but rank {rank} holds {expected} of a block")
         self._commands: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()
-        self._nudged = False
+        self._lock = threading.Lock()
+        """Between those who command and the end."""
+        shared = place["shared"]
+        self._inbox = Inbox(shared.token if shared else None)
         self._stopping = False
         self._started = threading.Event()
         self._failure: Exception | None = None
@@ -118,25 +122,23 @@ class TransferThread(ABC):
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End all reads with an error, and the thread."""
-        with self._wake:
+        with self._lock:
             self._stopping = True
-            self._wake.notify()
+        self._inbox.ring()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
     def _command(self, command: Callable[[], None]) -> None:
-        with self._wake:
+        with self._lock:
             if self._stopping or self._failure is not None:
                 raise TandemError("transfer_failed", f"the KV transfer has ended ({self._failure or 'stopped'})")
             self._commands.append(command)
-            self._wake.notify()
+        self._inbox.ring()
 
     def _note_serving(self) -> None:
         """From now on peers may read here."""
-        with self._wake:
-            self._serving_since = time.monotonic()
-            self._nudged = True
-            self._wake.notify()
+        self._serving_since = time.monotonic()
+        self._inbox.ring()
 
     # ------------------------------------------------------------ what leader and followers do differently
 
@@ -150,7 +152,7 @@ class TransferThread(ABC):
 
     @abstractmethod
     def _busy_since(self) -> float | None:
-        """When the newest step of what is under way began (monotonic clock); None: nothing is."""
+        """When the newest step of what is under way through NIXL began (monotonic clock); None: nothing is."""
 
     @abstractmethod
     def _take(self, sender: str, note: TransferNote) -> None:
@@ -175,6 +177,8 @@ class TransferThread(ABC):
                 self._place["num_blocks"],
                 self._place["memory"],
                 self._place["device_id"],
+                self._place["shared"],
+                self._inbox,
             )
         except Exception as error:
             self._failure = error
@@ -188,7 +192,7 @@ class TransferThread(ABC):
                 if not self._turn():
                     self._rest()
         except Exception as error:
-            with self._wake:
+            with self._lock:
                 self._failure = error
             self._end(TandemError("transfer_failed", f"the KV transfer thread failed: {error!r}"))
             raise  # without this thread the process is of no use: whoever owns it hears of it
@@ -210,22 +214,17 @@ class TransferThread(ABC):
         return busy
 
     def _rest(self) -> None:
-        """Sleep until the next look at the network; only an idle thread needs to be woken by others."""
+        """Sleep until the next look at the network. Where it is not needed, whoever wants something rings."""
         since = self._busy_since()
         if since is not None:
             waited = time.monotonic() - since
             if waited > RESTLESS_S:
                 time.sleep(HASTY_POLL_S if waited < HASTE_S else POLL_S)
-        elif self._is_serving() and self._peers:
+        elif self._is_serving() and self._peers.any_far:
             least, most = SERVE_POLL_S
             time.sleep(min(max((time.monotonic() - self._serving_since) / 20, least), most))
         else:
-            with self._wake:
-                self._wake.wait_for(
-                    lambda: self._commands or self._stopping or self._nudged,
-                    IDLE_POLL_S if self._peers or self._is_serving() else None,
-                )
-                self._nudged = False
+            self._inbox.wait(IDLE_POLL_S if self._peers or self._is_serving() else None)
 
     def _pair(self, new: Peer) -> None:
         if self._ending is None:

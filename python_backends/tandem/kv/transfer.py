@@ -110,7 +110,7 @@ class KvTransfer(TransferThread):
         return self._leases.held > 0
 
     def _busy_since(self) -> float | None:
-        return max((pull.began for pull in self._pulls.values()), default=None)
+        return max((pull.began for pull in self._pulls.values() if not pull.is_near), default=None)
 
     def _take(self, sender: str, note: TransferNote) -> None:
         if isinstance(note, Confirm):

@@ -20,7 +20,7 @@ KV = KvFormat(
     slice_bytes=4096,
 )
 TCP = (("UCX_TLS", "tcp,self"),)
-"""Bytes move only while both sides help; on one host the reader would copy them alone."""
+"""As between hosts: bytes move only while both sides help; on one host the reader copies them alone."""
 
 
 def start(
@@ -29,7 +29,9 @@ def start(
     """A prefill worker and a decode worker of two ranks."""
     environment = TCP if tcp else ()
     prefill, decode = workers.start(
-        WorkerSpec("prefill_0", "prefill", KV, group(sources), lease_s=lease_s, environment=environment),
+        WorkerSpec(
+            "prefill_0", "prefill", KV, group(sources), lease_s=lease_s, environment=environment, mapped=not tcp
+        ),
         WorkerSpec("decode_0", "decode", KV, group(2), timeout_s=timeout_s, environment=environment),
     )
     introduce(prefill, decode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from kv_ranks import WorkerSpec
+from kv_ranks import Group, WorkerSpec
 
 from tandem.kv.reshard import block_bytes_of
 from tandem.messages import KvFormat, Partition
@@ -42,15 +42,26 @@ def kv_of(num_layers: int, num_kv_heads: int) -> KvFormat:
 def test_every_rank_gets_its_bytes_and_nothing_else(
     workers: Workers, source: Partition, target: Partition, kv: KvFormat
 ) -> None:
-    prefill, decode = workers.start(
-        WorkerSpec("prefill_0", "prefill", kv, source), WorkerSpec("decode_0", "decode", kv, target)
+    """What is mapped is copied run by run, and NIXL moves the same runs."""
+    *sources, decode = workers.start(
+        WorkerSpec("prefill_0", "prefill", kv, source),
+        WorkerSpec("prefill_1", "prefill", kv, source, mapped=False),
+        WorkerSpec("decode_0", "decode", kv, target),
     )
-    introduce(prefill, decode)
+    for prefill in sources:
+        introduce(prefill, decode)
+        check_bytes(prefill, decode, kv)
+
+
+def check_bytes(prefill: Group, decode: Group, kv: KvFormat) -> None:
+    target = decode.spec.partition
+    decode.all("erase")
+    decode.ended.clear()
     handle = prefill.grant("r", SEEDS)
     mixed = [4, 0, 1, 2, 8, 7, 6, 3, 5]
     handle = msgspec.structs.replace(handle, block_ids=[handle.block_ids[place] for place in mixed])
     decode.leader.call("allocate_blocks", 5)  # so that blocks have other numbers here
-    ids = decode.begin_pull("r", handle)
+    ids = decode.begin_pull(prefill.spec.worker_id, handle)
     outcome = decode.result()
     assert outcome.code is None, outcome.message
     assert decode.all("wrong_blocks", ids, [SEEDS[place] for place in mixed]) == [[]] * target.size

@@ -1,42 +1,74 @@
-"""Huge pages: what the kernel was really told."""
+"""Memory that another process maps: what is found, and what is not taken for it."""
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
+import os
+import subprocess
+import sys
 
-import numpy as np
+import msgspec
+import pytest
 
-from tandem.kv.memory import advise_huge_pages
+from tandem.kv.memory import HostMemory, map_shared
+from tandem.messages import SharedMemory, encode
 
-SIZE = 8 << 20
-
-
-def flags_at(address: int) -> list[str]:
-    """The kernel's flags of the mapping that holds ``address``."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first = line.split()[0]
-        if "-" in first and not first.endswith(":"):
-            start, end = (int(x, 16) for x in first.split("-"))
-            inside = start <= address < end
-        elif inside and first == "VmFlags:":
-            return line.split()[1:]
-    raise AssertionError("no such mapping")
+SIZE = 1 << 20
 
 
-def test_memory_is_marked_for_huge_pages() -> None:
-    memory = np.frombuffer(mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
-    middle = memory.ctypes.data + SIZE // 2
-    assert "hg" not in flags_at(middle)
-    assert advise_huge_pages(memory.ctypes.data, SIZE)
-    assert "hg" in flags_at(middle)
+@pytest.fixture
+def memory() -> HostMemory:
+    return HostMemory(SIZE)
 
 
-def test_less_than_a_page_cannot_be_marked() -> None:
-    memory = np.zeros(100, dtype=np.uint8)
-    assert not advise_huge_pages(memory.ctypes.data + 1, 50)
+def test_it_starts_as_zeros_and_is_seen_as_it_changes(memory: HostMemory) -> None:
+    mapped = map_shared(memory.place)
+    assert mapped is not None
+    assert mapped.shape == (SIZE,)
+    assert not mapped.any()
+    memory.array[SIZE - 1] = 7
+    assert mapped[-1] == 7
+    assert not mapped.flags.writeable
 
 
-def test_foreign_memory_is_refused_quietly() -> None:
-    assert not advise_huge_pages(4096, SIZE)
+def test_another_process_maps_it_and_keeps_it_beyond_its_owner() -> None:
+    owner = (
+        "import sys; from tandem.kv.memory import HostMemory; from tandem.messages import encode\n"
+        f"m = HostMemory({SIZE}); m.array[:] = 3; print(encode(m.place).hex(), flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", owner], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        place = msgspec.msgpack.decode(bytes.fromhex(process.stdout.readline().decode()), type=SharedMemory)
+        mapped = map_shared(place)
+        process.kill()
+        process.wait()
+    assert mapped is not None
+    assert (mapped == 3).all()
+    assert map_shared(place) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": b"0" * 16},
+        {"num_bytes": SIZE - 1},
+        {"file": 1 << 20},
+        {"pid": 1 << 30},
+    ],
+)
+def test_what_is_not_it_is_not_mapped(memory: HostMemory, change: dict[str, object]) -> None:
+    assert map_shared(msgspec.structs.replace(memory.place, **change)) is None
+
+
+def test_a_number_that_means_something_else_here_is_harmless(memory: HostMemory) -> None:
+    reading, writing = os.pipe()
+    try:
+        for file in (reading, writing, os.open("/dev/null", os.O_RDONLY)):
+            assert map_shared(msgspec.structs.replace(memory.place, file=file)) is None
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_its_place_travels(memory: HostMemory) -> None:
+    assert msgspec.msgpack.decode(encode(memory.place), type=SharedMemory) == memory.place

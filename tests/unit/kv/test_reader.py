@@ -22,6 +22,7 @@ def make(block_bytes: int = 4096) -> KvReader:
     return KvReader(
         agent_name="decode_0.1.1",
         address=MEMORY.ctypes.data,
+        shared=None,
         block_bytes=block_bytes,
         num_blocks=4,
         memory="DRAM",

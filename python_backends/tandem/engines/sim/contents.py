@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tandem.kv.handle import digest_tokens
+from tandem.kv.memory import HostMemory
 from tandem.kv.prefix_cache import Chain
+from tandem.messages import SharedMemory
 
 NAME_BYTES = 8
 
@@ -21,12 +23,18 @@ class BlockContents:
 
     def __init__(self, num_blocks: int, block_bytes: int) -> None:
         """``block_bytes`` is 8 or more."""
-        self._memory = np.zeros((num_blocks, block_bytes), np.uint8)
+        self._host = HostMemory(num_blocks * block_bytes)
+        self._memory = self._host.array.reshape(num_blocks, block_bytes)
 
     @property
     def address(self) -> int:
         """Where block 0 starts."""
         return int(self._memory.ctypes.data)
+
+    @property
+    def shared(self) -> SharedMemory:
+        """How other processes of this host find it."""
+        return self._host.place
 
     def write(self, block_ids: Sequence[int], names: Sequence[int]) -> None:
         """Name the tokens that blocks hold."""

@@ -64,6 +64,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
         leases=leases,
         agent_name=f"{worker.name}-{epoch:x}",
         address=contents.address,
+        shared=contents.shared,
         block_bytes=kv.num_layers * kv.num_kv_heads * kv.slice_bytes,
         num_blocks=num_blocks,
         memory="DRAM",

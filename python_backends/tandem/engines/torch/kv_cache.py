@@ -12,9 +12,6 @@ serves all layers and is computed once per step.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,6 +19,8 @@ from torch import Tensor
 
 from tandem.engines.torch.config import ModelConfig
 from tandem.errors import TandemError
+from tandem.kv.memory import HostMemory
+from tandem.messages import SharedMemory
 
 Integers = npt.NDArray[np.int64]
 
@@ -41,7 +40,13 @@ class KvCache:
         self.block_bytes = block_size * config.kv_bytes_per_token(dtype.itemsize)
         self.slice_bytes = self.block_bytes // (self._heads * self._layers)
         """Of one head of one layer in a block, keys and values."""
-        self._memory = _allocate(num_blocks * self.block_bytes, device).view(dtype)
+        num_bytes = num_blocks * self.block_bytes
+        self._host = HostMemory(num_bytes) if device.type == "cpu" else None
+        if self._host is not None:
+            whole = torch.frombuffer(self._host.buffer, dtype=torch.uint8, count=num_bytes)
+        else:
+            whole = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        self._memory = whole.view(dtype)
         slots = self._memory.view(-1, self._head_dim)
         pieces = self._memory.view(-1, block_size * self._head_dim)
         self._slots_of = [slots[layer * 2 * block_size :] for layer in range(self._layers)]
@@ -52,6 +57,11 @@ class KvCache:
     def address(self) -> int:
         """Where block 0 starts."""
         return self._memory.data_ptr()
+
+    @property
+    def shared(self) -> SharedMemory | None:
+        """How other processes of this host find it; None: it is a device's."""
+        return self._host.place if self._host else None
 
     def slots(self, layer: int) -> Tensor:
         """All slots that ``slot_index`` can name: [slots, head_dim]."""
@@ -94,14 +104,3 @@ def blocks_that_fit(kv_bytes: int, block_bytes: int) -> int:
             "invalid_request", f"worker.kv_memory: {kv_bytes} bytes hold no KV block; one takes {block_bytes} bytes"
         )
     return kv_bytes // block_bytes
-
-
-def _allocate(num_bytes: int, device: torch.device) -> Tensor:
-    """Zeroed bytes; on CPU page-aligned, so that they can be registered for transfers."""
-    if device.type != "cpu":
-        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, num_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -93,6 +93,7 @@ def _registration(
     return {
         "agent_name": name if group.is_leader else f"{name}-{group.rank}",
         "address": cache.address,
+        "shared": cache.shared,
         "block_bytes": cache.block_bytes,
         "num_blocks": cache.num_blocks,
         "memory": "DRAM" if cache.device.type == "cpu" else "VRAM",
