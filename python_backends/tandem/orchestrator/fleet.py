@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from tandem.deployment import Deployment, Worker
@@ -16,6 +17,7 @@ from tandem.kv.hashes import hash_blocks
 from tandem.lanes.client import LaneClient
 from tandem.lanes.transport import Transport
 from tandem.messages import Pair, PollReply
+from tandem.orchestrator.health_watch import HealthWatch
 from tandem.routing.router import Plan, Route, Router
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Fleet:
             frozenset((p.name, d.name)) for p in deployment.workers("prefill") for d in deployment.workers("decode")
         }
         """Pairs of workers that have not met yet."""
+        self._health = HealthWatch(deployment, self._router, self._spawn)
         self._changed = asyncio.Event()
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,9 +96,16 @@ class Fleet:
 
         return await self._patiently(least)
 
-    async def plan(self, token_ids: list[int], max_tokens: int) -> Plan:
-        """Where a request would go now. Waits a little while there are no workers: one that starts again is back within
-        seconds.
+    async def plan(
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        *,
+        avoid: Collection[str] = (),
+        patience_s: float | None = None,
+    ) -> Plan:
+        """Where a request would go now; to those of ``avoid`` only where there is nobody else. Waits while there are no
+        workers: one that starts again is back within seconds.
 
         Raises:
             TandemError: ``worker_lost`` when there are still none.
@@ -103,22 +113,45 @@ class Fleet:
         hashes = hash_blocks(token_ids, self._block_size)
 
         def attempt() -> Plan:
-            now = time.monotonic()
-            have_met = not self._strangers or now >= self._meeting_ends
-            return self._router.plan(hashes, len(token_ids), max_tokens, now, stand_in=have_met)
+            if avoid:
+                with suppress(TandemError):
+                    return self._plan_now(hashes, len(token_ids), max_tokens, avoid)
+            return self._plan_now(hashes, len(token_ids), max_tokens, ())
 
-        return await self._patiently(attempt)
+        return await self._patiently(attempt, patience_s)
 
-    async def route(self, token_ids: list[int], max_tokens: int) -> Assignment:
+    def _plan_now(self, hashes: list[int], num_tokens: int, max_tokens: int, avoid: Collection[str]) -> Plan:
+        now = time.monotonic()
+        have_met = not self._strangers or now >= self._meeting_ends
+        return self._router.plan(hashes, num_tokens, max_tokens, now, stand_in=have_met, avoid=avoid)
+
+    async def route(
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        *,
+        avoid: Collection[str] = (),
+        patience_s: float | None = None,
+    ) -> Assignment:
         """The workers for a request; what it takes of them counts until its route ends. Else as ``plan``."""
-        plan = await self.plan(token_ids, max_tokens)
+        return self._assign(await self.plan(token_ids, max_tokens, avoid=avoid, patience_s=patience_s))
+
+    def route_now(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Assignment | None:
+        """Likewise without those of ``avoid`` and without waiting; None where that leaves nobody."""
+        try:
+            hashes = hash_blocks(token_ids, self._block_size)
+            return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid))
+        except TandemError:
+            return None
+
+    def _assign(self, plan: Plan) -> Assignment:
         route = self._router.commit(plan, time.monotonic())
         prefill, decode = plan.workers
         return Assignment(self._lanes[prefill] if prefill else None, self._lanes[decode], route, plan)
 
-    async def _patiently(self, attempt: Callable[[], T]) -> T:
+    async def _patiently(self, attempt: Callable[[], T], patience_s: float | None = None) -> T:
         """What ``attempt`` gives, tried again whenever workers come or meet, as long as a request waits."""
-        deadline = time.monotonic() + WORKER_WAIT_S
+        deadline = time.monotonic() + (WORKER_WAIT_S if patience_s is None else patience_s)
         while True:
             self._changed.clear()
             try:
@@ -144,6 +177,7 @@ class Fleet:
         assert lane.info is not None
         log.info("worker %s joined, epoch %x", lane.worker.name, lane.info.epoch)
         self._router.join(lane.worker.name, lane.info, lane.load)
+        self._health.greeted(lane)
         lane.kv_from = 1
         self._changed.set()
         for other in self._lanes.values():
@@ -154,6 +188,7 @@ class Fleet:
         """A worker says how it does, and what its cache holds."""
         if lane.info is not None and lane.info.epoch == reply.epoch:
             lane.kv_from = self._router.report(lane.worker.name, reply.epoch, reply.load, reply.kv)
+            self._health.polled(lane, reply)
 
     def lost(self, lane: LaneClient) -> None:
         """A worker is gone."""
@@ -184,6 +219,7 @@ class Fleet:
             await asyncio.sleep(WATCH_S)
             for lane in self._lanes.values():
                 lane.fail_if_silent()
+                self._health.check(lane)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)
