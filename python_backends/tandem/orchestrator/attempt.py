@@ -186,7 +186,8 @@ class Attempt:
 
     def _let_go(self, work_id: str) -> None:
         """The worker holds nothing of this work any more."""
-        self._held.pop(work_id).close(work_id)
+        if (lane := self._held.pop(work_id, None)) is not None:
+            lane.close(work_id)
 
     # -------------------------------------------------------------- its deadlines
 

@@ -3,132 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from tandem.api.ask import Ask
-from tandem.deployment import Limits
 from tandem.errors import TandemError
-from tandem.messages import (
-    Decode,
-    Failed,
-    Finished,
-    FinishReason,
-    Generate,
-    Prefill,
-    Prefilled,
-    Pulled,
-    Sampling,
-    Tokens,
-)
-from tandem.orchestrator.attempt import Deadlines
-from tandem.orchestrator.hedging import Hedging
-from tandem.orchestrator.journey import Journey
-from tandem.orchestrator.metrics import OrchestratorMetrics
-from tandem.orchestrator.prompt import read_prompt
+from tandem.messages import Decode, Failed, Finished, FinishReason, Generate, Prefill, Prefilled, Tokens
 from tandem.text.codec import TextCodec
-from tests.unit.api.channel import Channel
-from tests.unit.orchestrator.workers import Lane, Workers
+from tests.unit.orchestrator.trips import TEXT, Trip, travel
 from tests.unit.routing.sites import PREFILL_S
-from tests.unit.text.models import write_model
-
-DEADLINE_S = 20.0
-TEXT = "The quick dog"
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
-    return TextCodec(write_model(tmp_path_factory.mktemp("model")))
-
-
-class Trip:
-    """One journey under way, with its client and its workers."""
-
-    def __init__(self, codec: TextCodec, *, each: int = 1, limits: Limits = Limits(), **fields: Any) -> None:
-        given: dict[str, Any] = {"token_ids": [5, 6, 7], "stream": True, "sampling": Sampling(), "request_id": "mine"}
-        self.client, self.workers = Channel(), Workers(each)
-        self.metrics = OrchestratorMetrics()
-        self.read_started, self.may_read = asyncio.Event(), asyncio.Event()
-        self.may_read.set()
-        self.codec = codec
-        self.answer_ids = codec.encode(TEXT, add_special_tokens=False)
-        assert len(self.answer_ids) >= 3
-        self.journey = Journey(
-            Ask(**given | fields),
-            self.client,
-            fleet=self.workers,  # type: ignore[arg-type]
-            codec=codec,
-            read_prompt=self._read,
-            limits=limits,
-            deadlines=Deadlines(limits.prefill_timeout_s, 60.0, limits.decode_timeout_s),
-            hedging=Hedging(limits),
-            metrics=self.metrics,
-        )
-
-    async def _read(self, ask: Ask, max_model_len: int) -> list[int]:
-        self.read_started.set()
-        await self.may_read.wait()
-        return read_prompt(ask, self.codec, max_model_len)
-
-    @property
-    def prefill(self) -> Lane:
-        return self.workers.prefill
-
-    @property
-    def decode(self) -> Lane:
-        return self.workers.decode
-
-    @property
-    def id(self) -> str:
-        return self.prefill.work[0].request_id
-
-    def start(self) -> None:
-        self.task = asyncio.ensure_future(self.journey.run())
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < end
-            await asyncio.sleep(0)
-
-    async def end(self) -> None:
-        await asyncio.wait_for(self.task, DEADLINE_S)
-        assert self.client.closed
-        assert self.workers.idle()
-
-    async def reach_prefill(self) -> None:
-        self.start()
-        await self.until(lambda: self.prefill.work)
-
-    async def reach_decode(self) -> None:
-        await self.reach_prefill()
-        self.prefill.say(self.tokens(0, 1), Prefilled(request_id=self.id, handle=b"ticket", cached_tokens=2))
-        await self.until(lambda: self.decode.work)
-
-    def tokens(self, begin: int, end: int) -> Tokens:
-        return Tokens(request_id=self.id, index=begin, token_ids=self.answer_ids[begin:end])
-
-    def finished(self, reason: FinishReason = "length") -> Finished:
-        return Finished(request_id=self.id, reason=reason)
-
-    def pulled(self) -> Pulled:
-        return Pulled(request_id=self.id, bytes_moved=4096, seconds=0.5)
-
-    def count(self, outcome: str) -> float | None:
-        return self.metrics.registry.get_sample_value("tandem_requests_total", {"outcome": outcome})
-
-
-def travel(test: Callable[[Trip], Awaitable[None]], codec: TextCodec, **fields: Any) -> Trip:
-    async def run() -> Trip:
-        trip = Trip(codec, **fields)
-        await test(trip)
-        return trip
-
-    return asyncio.run(run())
 
 
 def test_a_whole_journey(codec: TextCodec) -> None:

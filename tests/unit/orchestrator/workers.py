@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -71,10 +71,10 @@ class Lane:
 class Workers:
     """As ``Fleet``, with a real router. ``whole``: decode has cached the prompt, and gets all of the request."""
 
-    def __init__(self, each: int = 1) -> None:
+    def __init__(self, each: int = 1, make_lane: Callable[[StageName, int], Lane] = Lane) -> None:
         self.router = make_router(each)
         self.whole = False
-        self.lanes = {f"{stage}_{number}": Lane(stage, number) for stage in STAGES for number in range(each)}
+        self.lanes = {f"{stage}_{number}": make_lane(stage, number) for stage in STAGES for number in range(each)}
         self.prefill, self.decode = self.lanes["prefill_0"], self.lanes["decode_0"]
         self.error: TandemError | None = None
 
@@ -86,6 +86,7 @@ class Workers:
     async def route(
         self, token_ids: list[int], max_tokens: int, *, avoid: Collection[str] = (), patience_s: float | None = None
     ) -> Assignment:
+        self.patience_s = patience_s
         return self.route_now(token_ids, max_tokens, avoid) or self._assign(self._plan(token_ids, max_tokens, ()))
 
     def route_now(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Assignment | None:
