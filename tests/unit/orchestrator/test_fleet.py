@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -237,6 +238,26 @@ def test_a_request_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
         assert "no prefill worker is ready (deployed: prefill_0)" in caught.value.message
         with pytest.raises(TandemError, match="no worker is ready"):
             await site.fleet.max_model_len()
+
+    on_site(test)
+
+
+def test_a_request_that_has_begun_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next best worker may be the one that is coming back."""
+    monkeypatch.setattr(fleet_module, "WORKER_WAIT_S", 0.0)
+
+    async def test(site: Site) -> None:
+        await site.all_met()
+        for remote in site.remotes.values():
+            remote.ready = False
+        await until(lambda: not any(lane.info for lane in site.fleet._lanes.values()))
+        waiting = asyncio.ensure_future(site.fleet.route(PROMPT, 8, avoid={"decode_0"}, patience_s=math.inf))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        site.remotes["decode_0"].restart()
+        assignment = await asyncio.wait_for(waiting, DEADLINE_S)
+        assignment.route.end()
+        assert (assignment.prefill, assignment.decode.worker.name) == (None, "decode_0")
 
     on_site(test)
 
