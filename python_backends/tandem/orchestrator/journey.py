@@ -224,9 +224,8 @@ class Journey:
 
     def _note_workers(self, attempt: Attempt) -> None:
         self._current = attempt
-        self._note(prefill_worker=attempt.first_worker)
-        if attempt.is_whole:
-            self._note(decode_worker=attempt.decode_worker)
+        decode_worker = attempt.decode_worker if attempt.is_whole else ""  # until its turn has come
+        self._note(prefill_worker=attempt.first_worker, decode_worker=decode_worker)
 
     def _take(self, events: list[EngineEvent], attempt: Attempt) -> Prefilled | Finished | None:
         """Take in events; returns the one that ends the stage, if it is among them."""
