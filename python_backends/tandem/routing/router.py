@@ -152,7 +152,7 @@ class Router:
         self._index.expire(now)
         table, request = self._table, self._request(hashes, num_tokens, max_tokens)
         costs = Costs(table, request)
-        avoided = frozenset(self._places[name] for name in avoid)
+        avoided = frozenset(self._places[name] for name in avoid if name in self._places)
         bar = table.paired_bar(avoided)
         if bar is None:
             return self._stand_in(costs, hashes, stand_in, avoided)

@@ -209,3 +209,22 @@ def test_decode_goes_only_to_partners_of_the_prefill_worker() -> None:
     router.report("decode_1", 1, measured(running=30, blocks_used=BLOCKS), None)
     for _ in range(20):
         assert ask(router, PROMPT).workers in (("prefill_1", "decode_0"), ("prefill_0", "decode_1"))
+
+
+def test_workers_that_are_avoided_get_nothing() -> None:
+    router = make_router(2, conditional_disaggregation=False)
+    for _ in range(5):
+        plan = ask(router, [1], avoid=["prefill_0", "decode_1", "nobody"])
+        router.commit(plan, 0.0)
+        assert plan.workers == ("prefill_1", "decode_0")
+    assert ask(router, [1], avoid=["decode_0", "decode_1", "prefill_1"]).workers == (None, "prefill_0")
+    with pytest.raises(TandemError, match="no prefill worker is ready"):
+        ask(router, [1], avoid=["decode_0", "decode_1", "prefill_0", "prefill_1"])
+
+
+def test_a_worker_that_was_drained_may_be_resumed() -> None:
+    router = make_router(1, conditional_disaggregation=False)
+    router.drain("decode_0")
+    assert ask(router, [1]).workers == (None, "prefill_0")
+    router.resume("decode_0")
+    assert ask(router, [1]).workers == ("prefill_0", "decode_0")
