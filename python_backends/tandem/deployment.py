@@ -18,6 +18,7 @@ from tandem.messages import Partition, Role, StageName, does
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -71,6 +72,35 @@ class Limits(Section, frozen=True, kw_only=True):
     """For the requests of a worker whose server is asked to stop."""
     max_inter_token_ms: PositiveFloat = 200.0
     """Most time between two tokens of an answer that may be due to other prompts: they are read in chunks."""
+    max_migrations: Count = 3
+    """How often a request goes on elsewhere when a worker or a hand-over fails; 0: never."""
+    prefill_timeout_s: PositiveFloat = 120.0
+    """From the hand-over of a prompt to its first token, the wait in the worker's queue included."""
+    decode_timeout_s: PositiveFloat = 120.0
+    """Between two tokens of an answer."""
+    hedge_share: Share = 0.05
+    """Of the requests, those whose late prefill may be started a second time elsewhere; 0: none."""
+    hedge_factor: Annotated[float, Meta(ge=1)] = 3.0
+    """A prefill is late when it takes so many times what the router expected, and longer than 95 % of the others."""
+    hedge_after_s: PositiveFloat = 1.0
+    """None is late before."""
+
+
+class Health(Section, frozen=True, kw_only=True):
+    """When a worker that still answers is taken to hang, and how it comes back."""
+
+    silence_s: PositiveFloat = 5.0
+    """An engine gives a sign of life twice a second; one that gives none for as long is out."""
+    stall_s: PositiveFloat = 10.0
+    """So long an engine with work may stand still, at least. One whose steps are long gets ``stall_factor`` of them."""
+    stall_factor: Annotated[float, Meta(ge=1)] = 4.0
+    first_step_s: PositiveFloat = 120.0
+    """For the first step of a new engine, which may have to compile."""
+    stuck_s: PositiveFloat = 30.0
+    """So long an answer that is being written may get no token while others do."""
+    back_off_s: PositiveFloat = 1.0
+    """From suspicion to the first probe; doubled with each that fails."""
+    max_back_off_s: PositiveFloat = 60.0
 
 
 class Kv(Section, frozen=True, kw_only=True):
@@ -194,6 +224,7 @@ class Deployment(Section, frozen=True, kw_only=True):
     worker: list[Worker]
     server: Server = Server()
     limits: Limits = Limits()
+    health: Health = Health()
     kv: Kv = Kv()
     routing: Routing = Routing()
     parallel: Parallel = Parallel()

@@ -209,6 +209,8 @@ class Load(Message, frozen=True, kw_only=True):
     """Prompt tokens that are still to be read, cached ones not among them, of all requests in hand."""
     collective_seconds: float = 0.0
     """Of the steps' time, what the leader spent in exchange with other ranks, waiting for them included."""
+    silent_s: float = 0.0
+    """For how long the engine process has said nothing. Filled in by the stage."""
 
 
 # ---------------------------------------------------------------- who a worker is

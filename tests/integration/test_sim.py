@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,10 +39,10 @@ def server(deployment: Deployment) -> Iterator[TritonServer]:
         yield running
 
 
-def test_answers_are_those_that_were_promised_or_the_failures_that_were_asked_for(
+def test_answers_are_those_that_were_promised_whatever_fails_on_the_way(
     server: TritonServer, deployment: Deployment
 ) -> None:
-    """Two hundred requests through both stages, each checked token by token."""
+    """Two hundred requests through both stages, each checked token by token; a fifth is moved."""
     codec = TextCodec(Path(deployment.model.path))
     rng = random.Random(0)
     prompts = [[rng.randrange(codec.vocab_size) for _ in range(rng.randrange(2, 600))] for _ in range(200)]
@@ -49,14 +51,22 @@ def test_answers_are_those_that_were_promised_or_the_failures_that_were_asked_fo
         for i, prompt in enumerate(prompts)
     ]
     answers = asyncio.run(ask_all(server.grpc_url, "llm", asked, at_once=32))
-    failed = [answer.error for answer in answers if answer.error is not None]
-    assert all("[transfer_failed]" in error and "on demand" in error for error in failed)
-    assert 0.05 * len(answers) < len(failed) < 0.4 * len(answers)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if answer.error is None:
-            assert answer.output_ids == expected_answer(i, prompt, 20, codec.vocab_size)
-            assert answer.facts["finish_reason"] == "length"
+        assert answer.error is None
+        assert answer.output_ids == expected_answer(i, prompt, 20, codec.vocab_size)
+        assert answer.facts["finish_reason"] == "length"
+        assert answer.facts["num_input_tokens"] == len(prompt)
     assert_nothing_left(server)
+    assert 0.1 * len(answers) < count_migrations(server) < 0.35 * len(answers)
+
+
+def count_migrations(server: TritonServer) -> float:
+    """After hand-overs that failed; Triton shows metrics with a second's delay."""
+    time.sleep(2.0)
+    page = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    lines = [line for line in page.splitlines() if line.startswith("tandem_migrations_total{")]
+    assert all('reason="transfer_failed"' in line for line in lines)
+    return sum(float(line.split()[-1]) for line in lines)
 
 
 def test_a_client_that_leaves_leaves_nothing_behind(server: TritonServer) -> None:

@@ -22,6 +22,10 @@ class OrchestratorMetrics:
         self._refusals = Counter(
             "tandem_orchestrator_refusals", "Requests refused or failed", ["reason"], registry=self.registry
         )
+        self._migrations = Counter(
+            "tandem_migrations", "Requests that went on elsewhere", ["reason"], registry=self.registry
+        )
+        self._hedges = Counter("tandem_hedges", "Late prefills started a second time", registry=self.registry)
         self._prompt = Counter("tandem_prompt_tokens", "Prompt tokens of finished requests", registry=self.registry)
         self._output = Counter("tandem_output_tokens", "Answer tokens of finished requests", registry=self.registry)
         self._ttft = Histogram("tandem_ttft_seconds", "Time to first token", buckets=TTFT_S, registry=self.registry)
@@ -40,6 +44,14 @@ class OrchestratorMetrics:
         """Further tokens have come."""
         for _ in range(count):
             self._inter_token.observe(seconds_each)
+
+    def migrated(self, code: ErrorCode) -> None:
+        """A request goes on elsewhere after this error."""
+        self._migrations.labels(reason=code).inc()
+
+    def hedged(self) -> None:
+        """A late prefill was started a second time."""
+        self._hedges.inc()
 
     def finished(self, reason: FinishReason, prompt_tokens: int, output_tokens: int, seconds: float) -> None:
         """A request ended with an answer, whole or cancelled."""

@@ -20,7 +20,9 @@ from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
+from tandem.orchestrator.attempt import Deadlines
 from tandem.orchestrator.fleet import Fleet
+from tandem.orchestrator.hedging import Hedging
 from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.prompt import read_prompt, text_size
@@ -48,7 +50,8 @@ class Orchestrator:
         metrics: OrchestratorMetrics,
         drain_mark: DrainMark,
     ) -> None:
-        self._limits = deployment.limits
+        self._limits, self._deadlines = deployment.limits, Deadlines.of(deployment)
+        self._hedging = Hedging(deployment.limits)
         self._codec = codec
         self._metrics = metrics
         self._drain_mark = drain_mark
@@ -98,6 +101,8 @@ class Orchestrator:
             codec=self._codec,
             read_prompt=self._read_prompt,
             limits=self._limits,
+            deadlines=self._deadlines,
+            hedging=self._hedging,
             metrics=self._metrics,
         )
         self._journeys[id(journey)] = journey

@@ -4,7 +4,7 @@ time included, and asks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
 from tandem.routing.index import PrefixIndex
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
-from tandem.routing.table import Numbers, WorkerTable
+from tandem.routing.table import Numbers, Places, WorkerTable
 from tandem.routing.worker import Booking
 
 EXPECTED_S = 30.0
@@ -129,6 +129,10 @@ class Router:
         """Requests that a worker was chosen for here and that have not ended there."""
         return self._table.own(self._places[name])
 
+    def resume(self, name: str) -> None:
+        """A worker that was drained takes new work again."""
+        self._table.resume(self._places[name])
+
     def report(self, name: str, epoch: int, load: Load, kv: KvReport | None) -> int:
         """A worker says how it does and what its cache holds; returns the number of the next change to be asked for
         (``Poll.kv_from``)."""
@@ -141,9 +145,16 @@ class Router:
     # -------------------------------------------------------------- the choice
 
     def plan(
-        self, hashes: Sequence[int], num_tokens: int, max_tokens: int, now: float, *, stand_in: bool = True
+        self,
+        hashes: Sequence[int],
+        num_tokens: int,
+        max_tokens: int,
+        now: float,
+        *,
+        stand_in: bool = True,
+        avoid: Collection[str] = (),
     ) -> Plan:
-        """Where a request would go now, given the hashes of its prompt's whole blocks.
+        """Where a request would go now, given the hashes of its prompt's whole blocks; to none of ``avoid``.
 
         With ``stand_in``, workers of one stage do both where the other stage has none.
 
@@ -153,14 +164,15 @@ class Router:
         self._index.expire(now)
         table, request = self._table, self._request(hashes, num_tokens, max_tokens)
         costs = Costs(table, request)
-        bar = table.paired_bar()
+        avoided = frozenset(self._places[name] for name in avoid if name in self._places)
+        bar = table.paired_bar(avoided)
         if bar is None:
-            return self._stand_in(costs, hashes, stand_in)
+            return self._stand_in(costs, hashes, stand_in, avoided)
         prefill = self._choose("prefill", bar, costs)
-        decode = self._choose("decode", table.bar("decode", prefill.place), costs)
+        decode = self._choose("decode", table.bar("decode", prefill.place, avoided), costs)
         whole = None
         if self._routing.conditional_disaggregation and table.has_measured_prefill:
-            whole = self._choose("generate", table.bar("decode"), costs)
+            whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
         verdict = choose_way(self._split(costs, prefill, decode), self._whole(costs, whole))
         return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
 
@@ -200,9 +212,9 @@ class Router:
         assert bar is not None
         return self._policy.choose(Candidates(task, self._table, bar, costs))
 
-    def _stand_in(self, costs: Costs, hashes: Sequence[int], allowed: bool) -> Plan:
+    def _stand_in(self, costs: Costs, hashes: Sequence[int], allowed: bool, avoided: Places) -> Plan:
         """The plan where no two workers can share the request."""
-        decoders, prefillers = self._table.bar("decode"), self._table.bar("prefill")
+        decoders, prefillers = (self._table.bar(stage, avoid=avoided) for stage in ("decode", "prefill"))
         bar = prefillers if decoders is None else decoders
         if bar is None or not allowed:
             stage: StageName = "decode" if decoders is None and prefillers is not None else "prefill"

@@ -14,6 +14,8 @@ from tandem.routing.worker import Booking, WorkerState
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Places = frozenset[int]
+NOBODY: Places = frozenset()
 
 _COLUMNS = ("wait_s", "prefill_s", "step_s", "pull_s", "in_hand", "batch_share", "used_share", "block_share")
 
@@ -104,6 +106,11 @@ class WorkerTable:
         self._usable[place] = False
         self._bars.clear()
 
+    def resume(self, place: int) -> None:
+        """A worker that was drained takes new work again."""
+        self._usable[place] = True
+        self._bars.clear()
+
     def pair(self, one: int, other: int) -> None:
         """KV can move between these two from now on."""
         self._paired[one, other] = self._paired[other, one] = True
@@ -113,14 +120,14 @@ class WorkerTable:
         """The names of a stage's workers, whether they are there or not."""
         return [name for name, role in zip(self.names, self._roles, strict=True) if role and does(role, stage)]
 
-    def bar(self, stage: StageName, partner: int | None = None) -> Numbers | None:
+    def bar(self, stage: StageName, partner: int | None = None, avoid: Places = NOBODY) -> Numbers | None:
         """Who of a stage takes new work: 0 for those, infinite for all others; None if there is nobody. With
-        ``partner`` only those that are paired with it."""
-        return self._bar((stage, partner), lambda: self._usable_in(stage, partner))
+        ``partner`` only those that are paired with it; none of ``avoid``."""
+        return self._bar((stage, partner, avoid), lambda: self._usable_in(stage, partner, avoid))
 
-    def paired_bar(self) -> Numbers | None:
+    def paired_bar(self, avoid: Places = NOBODY) -> Numbers | None:
         """Likewise the prefill workers that are paired with a decode worker which takes new work."""
-        return self._bar("paired", self._usable_pairs)
+        return self._bar(("paired", avoid), lambda: self._usable_pairs(avoid))
 
     def _bar(self, key: object, find: Callable[[], Flags]) -> Numbers | None:
         if key not in self._bars:
@@ -128,13 +135,14 @@ class WorkerTable:
             self._bars[key] = np.where(flags, 0.0, np.inf) if flags.any() else None
         return self._bars[key]
 
-    def _usable_in(self, stage: StageName, partner: int | None = None) -> Flags:
+    def _usable_in(self, stage: StageName, partner: int | None, avoid: Places) -> Flags:
         flags = self._usable & np.array([role is not None and does(role, stage) for role in self._roles], np.bool_)
+        flags[list(avoid)] = False
         return flags if partner is None else flags & self._paired[partner]
 
-    def _usable_pairs(self) -> Flags:
-        partners = self._paired & self._usable_in("decode")
-        flags: Flags = self._usable_in("prefill") & partners.any(axis=1)
+    def _usable_pairs(self, avoid: Places) -> Flags:
+        partners = self._paired & self._usable_in("decode", None, avoid)
+        flags: Flags = self._usable_in("prefill", None, avoid) & partners.any(axis=1)
         return flags
 
     # -------------------------------------------------------------- what they have in hand

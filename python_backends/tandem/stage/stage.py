@@ -64,7 +64,9 @@ class Stage:
         self._direct: dict[str, EventSink] = {}
         self._direct_ids = (f"{worker.name}/direct/{n}" for n in itertools.count())
         self._lock = threading.Lock()
-        self._load = Load()
+        self._last_load = Load()
+        self._heard: float | None = None
+        """When the running engine spoke last (monotonic clock)."""
         self._capacity = worker.max_queue + worker.max_batch_size
         self._retry_after_s = deployment.limits.retry_after_s
         log_file = deployment_file.parent / "logs" / f"{worker.name}.log"
@@ -211,8 +213,13 @@ class Stage:
 
     # -------------------------------------------------------------- the engine speaks
 
+    @property
+    def _load(self) -> Load:
+        heard = self._heard
+        return msgspec.structs.replace(self._last_load, silent_s=time.monotonic() - heard if heard else 0.0)
+
     def _on_events(self, report: Events) -> None:
-        self._load = report.load
+        self._last_load, self._heard = report.load, time.monotonic()
         self._metrics.record(report)
         self._kv.add(report.kv)
         if report.events:
@@ -235,7 +242,7 @@ class Stage:
                 sink(own)
 
     def _on_lost(self, reason: str) -> None:
-        self._load = Load()
+        self._last_load, self._heard = Load(), None
         self._kv.clear()
         self._pairings.clear()
         self._metrics.engine_lost()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,17 @@ def stored(router: Router, worker: str, hashes: list[int], first: int = 1, **fie
     router.report(worker, 1, measured(**fields), KvReport(first=first, events=[BlocksStored(hashes=hashes)]))
 
 
-def ask(router: Router, hashes: list[int], *, tokens: int | None = None, answer: int = 50, now: float = 0.0) -> Plan:
+def ask(
+    router: Router,
+    hashes: list[int],
+    *,
+    tokens: int | None = None,
+    answer: int = 50,
+    now: float = 0.0,
+    avoid: Collection[str] = (),
+) -> Plan:
     """Plan a prompt of these blocks and one token more."""
-    return router.plan(hashes, len(hashes) * BLOCK + 1 if tokens is None else tokens, answer, now)
+    return router.plan(hashes, len(hashes) * BLOCK + 1 if tokens is None else tokens, answer, now, avoid=avoid)
 
 
 def make_table(each: int = 1) -> WorkerTable:

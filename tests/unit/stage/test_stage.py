@@ -195,6 +195,16 @@ def test_plain_clients_hear_of_a_loss(worker: Worker) -> None:
     assert "SIGKILL" in failed.message
 
 
+def test_the_silence_of_an_engine_that_was_stopped_is_told(worker: Worker) -> None:
+    """Polls are answered all the same. An engine that lives speaks twice a second."""
+    wait_until(lambda: worker.poll(wait_s=0.0).load.silent_s > 0.0)  # it has spoken
+    (engine,) = engine_processes()
+    engine.suspend()
+    wait_until(lambda: worker.poll(wait_s=0.0).load.silent_s > 1.5)
+    engine.resume()
+    wait_until(lambda: worker.poll(wait_s=0.0).load.silent_s < 1.0)
+
+
 def test_stopping_answers_every_poll_and_ends_every_request(worker: Worker) -> None:
     replies: queue.Queue[LaneReply] = queue.Queue()
     worker.stage.handle(Poll(lane="idle", wait_s=10 * DEADLINE_S), replies.put)

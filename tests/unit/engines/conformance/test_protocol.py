@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -237,3 +238,43 @@ def test_a_request_in_hand_is_not_taken_twice(pair: Pair) -> None:
     assert (refusal.code, "in hand already" in refusal.message) == ("invalid_request", True)
     assert reason_of(pair.decode.wait("twin")) == "length"
     assert isinstance(pair.decode.run(work)[0][-1], Finished)  # its id is free again
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.3},
+        {
+            "temperature": 1.0,
+            "seed": 11,
+            "top_p": 0.95,
+            "repetition_penalty": 1.3,
+            "frequency_penalty": 0.7,
+            "logprobs": 2,
+        },
+        {"temperature": 1.5, "seed": 3, "min_tokens": 9},
+    ],
+    ids=["greedy", "sampled", "min-tokens"],
+)
+def test_an_answer_goes_on_on_another_worker_as_it_would_have(pair: Pair, sampling: dict[str, Any]) -> None:
+    """Cut after any token: replayed tokens count as answer, not as prompt, for penalties, randomness and lengths."""
+    stops = tuple(range(0, 400, 3)) if "min_tokens" in sampling else ()
+    work = make_work("whole", [7, 3, 7, 9] * 5, max_tokens=14, stop_token_ids=stops, **sampling)
+    (undisturbed,) = pair.decode.run(work)
+    whole = tokens_of(undisturbed)
+    for cut in range(1, len(whole)):
+        moved = changed(work, request_id=f"cut-{cut}", output_ids=whole[:cut])
+        (first,) = pair.prefill.run(as_prefill(moved, whole[:cut]))
+        made = tokens_of(first, start=cut)
+        assert made == whole[cut : cut + 1]
+        if cut + 1 < len(whole):
+            (rest,) = pair.decode.run(as_decode(moved, whole[: cut + 1], handle_of(first)))
+            assert tokens_of(rest, start=cut + 1) == whole[cut + 1 :]
+            assert reason_of(rest) == reason_of(undisturbed)
+        assert logprobs_of(first) == pytest.approx(logprobs_of(undisturbed)[cut : cut + 1], abs=1e-4)
+    pair.prefill.until_idle()
+    pair.decode.until_idle()
+
+
+def logprobs_of(events: list[EngineEvent]) -> list[float]:
+    return [entry.logprob for event in events if isinstance(event, Tokens) for entry in event.logprobs or []]
