@@ -33,6 +33,7 @@ _MAGIC = b"tandem-kv-block1"
 _FORMAT_BYTES, _DIGEST_BYTES, _CHECKSUM_BYTES = 16, 32, 16
 PAUSE_S = 5.0
 """After an error nothing is written for so long."""
+QUIET_S = 10.0
 HEADER_BYTES = len(_MAGIC) + _FORMAT_BYTES + _DIGEST_BYTES + _CHECKSUM_BYTES
 _FILE_NAME = re.compile(rf"^[0-9a-f]{{{2 * _DIGEST_BYTES}}}(\.part)?$")
 _FORMAT_NAME = re.compile(rf"^[0-9a-f]{{{2 * _FORMAT_BYTES}}}$")
@@ -59,6 +60,7 @@ class DiskStore:
         self.errors = 0
         """Times that the disk could not be written to or read from."""
         self._paused_until = 0.0
+        self._quiet_until = 0.0
 
     @property
     def blocks(self) -> int:
@@ -97,11 +99,11 @@ class DiskStore:
             self._forget(digest)
             if not isinstance(error, FileNotFoundError):
                 self.errors += 1
-            log.warning("a KV block is computed anew: %s", error)
+            self._warn(f"a KV block is computed anew: {error}")
             return False
         if not whole:
             self.corrupt += 1
-            log.warning("%s is not the KV block that it should be; it is computed anew", path)
+            self._warn(f"{path} is not the KV block that it should be; it is computed anew")
             self._remove(digest)
             return False
         with self._lock:
@@ -147,7 +149,7 @@ class DiskStore:
         part = path.with_suffix(".part")
         try:
             with part.open("wb", buffering=0) as file:
-                written = os.writev(file.fileno(), [self._header(digest, data), memoryview(data)])
+                written = os.writev(file.fileno(), [self._header(digest, data), data.data])
             if written != self.file_bytes:
                 raise OSError(f"{part}: {written} of {self.file_bytes} bytes were written; is the disk full?")
             part.rename(path)
@@ -164,14 +166,20 @@ class DiskStore:
         with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size != self.file_bytes:
                 return False
-            if os.readv(file.fileno(), [header, memoryview(out)]) != self.file_bytes:
+            if os.readv(file.fileno(), [header, out.data]) != self.file_bytes:
                 return False
         return bytes(header) == self._header(digest, out)
+
+    def _warn(self, text: str) -> None:
+        """Say what is wrong with files, not of each of many."""
+        if (now := time.monotonic()) >= self._quiet_until:
+            self._quiet_until = now + QUIET_S
+            log.warning("%s (more of the kind within %g s is not told)", text, QUIET_S)
 
     def _header(self, digest: bytes, data: Bytes) -> bytes:
         """What a file begins with; the checksum is over format, digest and data."""
         checksum = xxhash.xxh3_128(self._format_id + digest)
-        checksum.update(memoryview(data))
+        checksum.update(data.data)
         return _MAGIC + self._format_id + digest + checksum.digest()
 
     def _path(self, digest: bytes) -> Path:

@@ -21,7 +21,7 @@ class HostStore:
         if not len(self._slots):
             raise ValueError(f"{len(memory)} bytes hold no KV block; one takes {block_bytes} bytes")
         self._below = below
-        self.capacity = len(self._slots)
+        self.capacity = len(self._slots) + (below.capacity if below else 0)
         self._lock = threading.Lock()
         self._slot_of: OrderedDict[bytes, int] = OrderedDict()
         """Least recently used first."""

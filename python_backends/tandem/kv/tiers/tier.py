@@ -24,10 +24,12 @@ from tandem.kv.tiers.store import Store
 from tandem.kv.tiers.worth import Worth
 from tandem.messages import TierLoad
 
-AHEAD = 4
+AHEAD = 2
 """One in so many of the fast memory's blocks is kept free, or copied and ready to be given up."""
 MOST_READS = 64
 """Reads that may wait; what comes then is computed."""
+STUCK_S = 0.5
+"""A block that has been read for so long has met a disk that hangs: nobody else waits for it."""
 PAUSE_S = 0.5
 """Where nothing can be written, the next try is after so long."""
 STOP_TIMEOUT_S = 5.0
@@ -61,6 +63,7 @@ class SecondTier:
         self._reads: queue.SimpleQueue[TierRead | None] = queue.SimpleQueue()
         self._waiting: dict[TierRead, int] = {}
         """Reads that have not ended, with their blocks."""
+        self._reading_since: float | None = None
         self._stopping = False
         self._ahead = max(1, min(pool.num_blocks // AHEAD, store.capacity // 2))
         """So many; not so many that one that was just written makes room for another of them."""
@@ -92,7 +95,7 @@ class SecondTier:
             found.append(digest)
         now = time.monotonic()
         waiting = sum(self._waiting.copy().values())
-        count = self._worth.blocks_to_read(len(found), waiting, now) if len(self._waiting) < MOST_READS else 0
+        count = self._worth.blocks_to_read(len(found), waiting, now) if self._takes_reads(now) else 0
         self._misses += max(0, end - first) - count
         if not count:
             return None
@@ -159,14 +162,18 @@ class SecondTier:
             read.end()
             self.on_read()
 
+    def _takes_reads(self, now: float) -> bool:
+        since = self._reading_since
+        return len(self._waiting) < MOST_READS and (since is None or now - since < STUCK_S)
+
     def _read(self, memory: BlockMemory, staging: Bytes, read: TierRead) -> None:
         for digest in read.digests:
             if read.closed or self._stopping:
                 return
-            began = time.monotonic()
-            if not self._store.get(digest, staging):
-                return
-            if not read.deliver(lambda block: memory.copy_in(block, staging)):
+            began = self._reading_since = time.monotonic()
+            found = self._store.get(digest, staging)
+            self._reading_since = None
+            if not found or not read.deliver(lambda block: memory.copy_in(block, staging)):
                 return
             now = time.monotonic()
             self._worth.measured(now - began, now)
