@@ -41,8 +41,8 @@ from tandem.stage.metrics import StageMetrics
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-MAX_POLL_S = 60.0
-"""Longest wait that a poll may ask for."""
+MAX_POLL_S = 3600.0
+"""A poll that asks for more would as well be answered never."""
 LANE_SILENCE_S = 15.0
 """A lane that nobody polls for this long belongs to an orchestrator that is gone."""
 
