@@ -188,7 +188,9 @@ class DiskStore:
     def _make_room(self, most: int) -> None:
         """Remove the least recently used files until there are at most ``most``."""
         while len(self._index) > most:
-            self._remove(next(iter(self._index)))
+            with self._lock:
+                oldest = next(iter(self._index))
+            self._remove(oldest)
 
     def _remove(self, digest: bytes) -> None:
         self._forget(digest)

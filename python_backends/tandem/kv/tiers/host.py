@@ -40,11 +40,9 @@ class HostStore:
         """As in ``Store``. What cannot go down is given up."""
         if digest in self._slot_of:
             return True
-        if not self._free and self._below is not None:
-            oldest, slot = next(iter(self._slot_of.items()))
-            self._below.put(oldest, self._slots[slot])  # it keeps its slot, so that it is found meanwhile
+        oldest = None if self._free else self._send_down()
         with self._lock:
-            slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
+            slot = self._free.pop() if oldest is None else self._slot_of.pop(oldest)
             self._slots[slot] = data
             self._slot_of[digest] = slot
         return True
@@ -62,3 +60,11 @@ class HostStore:
         """As in ``Store``."""
         if self._below is not None:
             self._below.close()
+
+    def _send_down(self) -> bytes:
+        """Copy the least recently used block to the store below, if any. It keeps its slot, so it is found meanwhile."""
+        with self._lock:
+            oldest, slot = next(iter(self._slot_of.items()))
+        if self._below is not None:
+            self._below.put(oldest, self._slots[slot])
+        return oldest
