@@ -62,7 +62,7 @@ class HostStore:
             self._below.close()
 
     def _send_down(self) -> bytes:
-        """Copy the least recently used block to the store below, if any. It keeps its slot, so it is found meanwhile."""
+        """Copy the least recently used block to the store below, if any; in its slot it is found meanwhile."""
         with self._lock:
             oldest, slot = next(iter(self._slot_of.items()))
         if self._below is not None:
