@@ -89,11 +89,11 @@ def make_requests(seed: int, count: int, workers: list[WorkerInfo]) -> Iterator[
 
 def _lane(rng: random.Random, workers: list[WorkerInfo]) -> Malformed:
     worker = rng.choice(workers)
-    way = rng.randrange(4)
+    way = rng.randrange(7)
     if way == 0:
         return Malformed("lane", worker.worker_id, rng.randbytes(rng.choice([0, 1, 7, 100, 5000])))
     message = msgspec.to_builtins(_message(rng, worker, workers), builtin_types=(bytes,))
-    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+    for _ in range(rng.choice([0, 0, 0, 1, 1, 2])):
         _change(rng, message)
     try:
         body = msgspec.msgpack.encode(message)
@@ -104,8 +104,8 @@ def _lane(rng: random.Random, workers: list[WorkerInfo]) -> Malformed:
 
 def _message(rng: random.Random, worker: WorkerInfo, workers: list[WorkerInfo]) -> Any:
     """A message that is right, or nearly so."""
-    ids = [f"fuzz-{rng.randrange(30)}" for _ in range(rng.randrange(4))]
-    match rng.randrange(6):
+    ids = [f"fuzz-{rng.randrange(30)}" for _ in range(rng.randrange(1, 4))]
+    match rng.randrange(8):
         case 0:
             return Hello()
         case 1:
@@ -118,27 +118,35 @@ def _message(rng: random.Random, worker: WorkerInfo, workers: list[WorkerInfo]) 
         case 3:
             return Cancel(request_ids=rng.choice([ids, ids * 3, ["nobody"], [""], []]))
         case _:
-            epoch = rng.choice([worker.epoch, worker.epoch, worker.epoch, 0, -1, worker.epoch + 1, 2**63 - 1])
-            work = [_work(rng, request_id) for request_id in rng.choice([ids, ids * 2, [""], []])]
+            epoch = rng.choice([*[worker.epoch] * 12, 0, -1, worker.epoch + 1, 2**63 - 1])
+            work = [_work(rng, request_id) for request_id in rng.choice([ids, ids, ids * 2, [""], []])]
             return Submit(lane=rng.choice(["a", "b"]), epoch=epoch, work=work)
 
 
 def _work(rng: random.Random, request_id: str) -> Any:
-    kind = rng.choice([Prefill, Generate, Decode])
+    kind = rng.choice([Prefill, Generate, Generate, Decode])
     more = {"handle": rng.randbytes(rng.choice([0, 3, 33, 200]))} if kind is Decode else {}
     return kind(
         request_id=request_id,
-        token_ids=rng.choice([[1, 2, 3], [5] * 40, [], [-1], [2**31], [10**6]]),
-        output_ids=rng.choice([[], [], [4]]),
+        token_ids=_mostly(rng, rng.choice([[1, 2, 3], [5] * 40]), [[], [-1], [2**31], [10**6], [7] * 9000]),
+        output_ids=_mostly(rng, [4] if kind is Decode else [], [[4], [-1]]),
         salt=rng.choice(["", "tenant", "\x00" * 100]),
         sampling=Sampling(
-            temperature=rng.choice([0.0, 1.0, math.nan, -1.0]), seed=rng.choice([0, 7, 2**63 - 1, 2**64 - 1, -1])
+            temperature=_mostly(rng, 0.0, [1.0, math.nan, -1.0]),
+            seed=rng.choice([0, 7, 2**63 - 1, 2**64 - 1, -1]),
+            logprobs=_mostly(rng, None, [0, 3, -1, 2**40]),
         ),
         stopping=Stopping(
-            max_tokens=rng.choice([1, 4, 0, -3, 2**40]), stop_token_ids=rng.choice([(), (1,), (-5,), (2**40,)])
+            max_tokens=_mostly(rng, rng.choice([1, 4, 50]), [0, -3, 2**40]),
+            min_tokens=_mostly(rng, 0, [-1, 2**40]),
+            stop_token_ids=_mostly(rng, (), [(1,), (-5,), (2**40,)]),
         ),
         **more,
     )
+
+
+def _mostly(rng: random.Random, good: Any, bad: list[Any]) -> Any:
+    return rng.choice(bad) if rng.random() < 0.1 else good
 
 
 def _change(rng: random.Random, message: Any) -> None:
