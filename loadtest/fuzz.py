@@ -110,7 +110,7 @@ def _send(server: TritonServer, channel: grpc.Channel, request: Malformed) -> st
             case "lane":
                 return _stream(channel, _lane_request(request).SerializeToString())
             case "grpc" | "grpc bytes":
-                return _stream(channel, request.body)
+                return _stream(channel, request.body, may_be_silent=request.kind == "grpc bytes")
             case _:
                 return _post(server, request)
     except Exception as error:
@@ -123,12 +123,12 @@ def _lane_request(request: Malformed) -> Any:
     return message
 
 
-def _stream(channel: grpc.Channel, body: bytes) -> str:
-    """One message on a stream of its own, read to its end."""
+def _stream(channel: grpc.Channel, body: bytes, may_be_silent: bool = False) -> str:
+    """One message on a stream of its own, read to its end. Triton ends one that carries no protobuf in silence."""
     call = channel.stream_stream(
         f"{_SERVICE}/ModelStreamInfer", lambda data: data, service_pb2.ModelStreamInferResponse.FromString
     )
-    outcome = "no response"
+    outcome = "end without response" if may_be_silent else "! no response"
     try:
         for response in call(iter([body]), timeout=ANSWER_TIMEOUT_S):
             outcome = _judge(response.error_message) if response.error_message else "answer"

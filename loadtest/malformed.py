@@ -55,6 +55,9 @@ INPUTS = {
     "exclude_input_in_output": "BOOL", "no_such_input": "INT32",
 }  # fmt: skip
 
+PROMPTS = {"text_input", "messages", "input_ids"}
+LISTS = {"input_ids", "output_ids", "stop_token_ids", "stop_words", "lane_request"}
+
 
 @dataclass(frozen=True)
 class Malformed:
@@ -192,13 +195,13 @@ def _infer_request(rng: random.Random) -> Any:
     )
     if rng.random() < 0.05:
         request.model_version = rng.choice(["1", "7", "-1", "x"])
-    for name in _names(rng):
+    for name in _names(rng, request.model_name):
         _add_input(rng, request, name)
-    if rng.random() < 0.1 and request.raw_input_contents:
+    if rng.random() < 0.03 and request.raw_input_contents:
         del request.raw_input_contents[-1]
     if rng.random() < 0.05:
         request.outputs.add(name=rng.choice(["text_output", "nothing"]))
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         name = rng.choice(["priority", "timeout", "sequence_id", "headers_x", "temprature", ""])
         request.parameters[name].CopyFrom(
             rng.choice(
@@ -212,25 +215,30 @@ def _infer_request(rng: random.Random) -> Any:
     return request
 
 
-def _names(rng: random.Random) -> list[str]:
-    """Inputs to give: often a prompt and a few options, sometimes anything."""
-    names = rng.choices([["text_input"], ["input_ids"], ["messages"], ["lane_request"], []], [4, 4, 3, 1, 1])[0]
-    return names + rng.choices(list(INPUTS), k=rng.choice([0, 1, 2, 4]))
+def _names(rng: random.Random, model: str) -> list[str]:
+    """Inputs to give: mostly a prompt that the model takes and a few options, sometimes anything."""
+    prompts = ["input_ids"] if model.endswith("_0") else ["text_input", "text_input", "input_ids", "messages"]
+    names = [rng.choice(prompts)] if rng.random() < 0.9 else []
+    odd = {"lane_request", "no_such_input", *PROMPTS}
+    options = [name for name in INPUTS if name not in odd or rng.random() < 0.05]
+    return names + rng.sample(options, rng.choice([0, 1, 1, 2, 3]))
 
 
 def _add_input(rng: random.Random, request: Any, name: str) -> None:
-    datatype = INPUTS[name] if rng.random() < 0.85 else rng.choice(list(DATATYPES))
-    count = rng.choice([1, 1, 1, 1, 0, 3, 100]) if rng.random() < 0.9 else rng.choice([-1, 2**31, 2**62])
-    shape = rng.choices([[1, count], [count], [1, 1, count], [], [count, 1]], [8, 1, 1, 1, 1])[0]
+    datatype = INPUTS[name] if rng.random() < 0.97 else rng.choice(list(DATATYPES))
+    count = rng.choice([1, 3, 100]) if name in LISTS else 1
+    if rng.random() < 0.05:
+        count = rng.choice([0, 2, -1, 2**31, 2**62])
+    shape = [1, count] if rng.random() < 0.95 else rng.choice([[count], [1, 1, count], [], [count, 1]])
     tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
     values = max(0, min(count, 100))
-    if rng.random() < 0.1:
+    if rng.random() < 0.03:
         tensor.contents.int_contents.extend([1] * values)
         return
     raw = b"".join(_string(rng, name) for _ in range(values))
     if DATATYPES.get(datatype):
         raw = _numbers(rng, datatype, values)
-    request.raw_input_contents.append(_harm(rng, raw) if rng.random() < 0.1 else raw)
+    request.raw_input_contents.append(_harm(rng, raw) if rng.random() < 0.04 else raw)
 
 
 def _string(rng: random.Random, name: str) -> bytes:
@@ -274,37 +282,44 @@ def _numbers(rng: random.Random, datatype: str, count: int) -> bytes:
 
 def _generate(rng: random.Random, kind: Kind) -> Malformed:
     """A body of the generate extension: plain JSON, fields by name."""
+    model = rng.choice(MODELS)
     fields: dict[str, Any] = {}
-    for name in _names(rng):
-        fields[name] = rng.choice([1, 0.5, True, "Hello", [1, 2, 3], _messages(rng), *_json_values()])
+    for name in _names(rng, model):
+        fields[name] = _json_value(rng, name)
     text = json.dumps(fields)
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         text = rng.choice(["", "{", "[]", "null", "1", '{"text_input": }', "{" * 3000, text[:-1], text + "}", "\x00"])
     body = text.encode()
-    return Malformed(kind, rng.choice(MODELS), _harm(rng, body) if rng.random() < 0.15 else body)
+    return Malformed(kind, model, _harm(rng, body) if rng.random() < 0.1 else body)
+
+
+def _json_value(rng: random.Random, name: str) -> Any:
+    """Mostly of the right type, and then often out of bounds."""
+    if rng.random() < 0.1:
+        return rng.choice([value for value in NASTY_VALUES if not isinstance(value, bytes)])
+    match INPUTS[name]:
+        case "BYTES":
+            return _messages(rng) if name == "messages" else rng.choice(["Hello", "", "\x00", "\ud800", "{{ 1/0 }}"])
+        case "BOOL":
+            return rng.choice([True, False])
+        case "FP32":
+            return rng.choice([0.0, 0.5, 1.0, -1.0, 1e30])
+        case _:
+            return [rng.choice([1, 2, 3, -1, 49_152])] * 3 if name in LISTS else rng.choice([1, 2, 5, 0, -1, 2**31 - 1])
 
 
 def _http_infer(rng: random.Random) -> Malformed:
     """A body of the KServe protocol: JSON, with or without binary data behind it."""
+    model = rng.choice(MODELS)
     inputs = []
-    for name in _names(rng):
-        data: Any = rng.choice([[1], ["Hello"], [[1, 2]], [True], [0.5], [], None, "x", *_json_values()])
-        one: dict[str, Any] = {
-            "name": name,
-            "datatype": INPUTS[name],
-            "shape": rng.choice([[1, 1], [1], [], [-1], [1, 2**62], "x"]),
-        }
-        one |= (
-            {"parameters": {"binary_data_size": rng.choice([0, 4, -1, 2**40])}}
-            if rng.random() < 0.2
-            else {"data": data}
-        )
+    for name in _names(rng, model):
+        data = _json_value(rng, name)
+        data = data if isinstance(data, list) else [data]
+        shape: Any = [1, len(data)] if rng.random() < 0.9 else rng.choice([[1], [], [-1], [1, 2**62], "x"])
+        one: dict[str, Any] = {"name": name, "datatype": INPUTS[name], "shape": shape}
+        is_binary = rng.random() < 0.1
+        one |= {"parameters": {"binary_data_size": rng.choice([0, 4, -1, 2**40])}} if is_binary else {"data": data}
         inputs.append(one)
-    head = json.dumps({"inputs": inputs, "id": rng.choice(["", "a", 5])}).encode()
-    body = head + rng.randbytes(rng.choice([0, 0, 4, 40]))
-    lengths = [None, None, None, str(len(head)), "0", "-1", "99999999", "x"]
-    return Malformed("infer", rng.choice(MODELS), body, rng.choice(lengths))
-
-
-def _json_values() -> list[Any]:
-    return [value for value in NASTY_VALUES if not isinstance(value, bytes)]
+    head = json.dumps({"inputs": inputs, "id": _mostly(rng, "a", ["", 5])}).encode()
+    body = head + rng.randbytes(_mostly(rng, 0, [4, 40]))
+    return Malformed("infer", model, body, _mostly(rng, None, [str(len(head)), "0", "-1", "99999999", "x"]))
