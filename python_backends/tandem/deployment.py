@@ -181,6 +181,12 @@ class Worker(Section, frozen=True, kw_only=True):
     """Prompt tokens in one prefill step; a longer prompt takes several."""
     kv_memory: ByteSize = "1GiB"
     """Of each rank. With the engine ``sim`` this is the memory that it pretends to have."""
+    kv_host: ByteSize | None = None
+    """Of a CUDA worker: memory of the host for KV blocks that have no room in ``kv_memory``."""
+    kv_disk: ByteSize | None = None
+    """Disk for such blocks; below ``kv_host``, where there is both."""
+    kv_disk_path: str | None = None
+    """Directory for them, relative to the deployment file; each worker makes its own in it."""
     max_queue: PositiveInt = 256
     """Requests that wait in this worker; one more is refused at once."""
 
@@ -192,7 +198,17 @@ class Worker(Section, frozen=True, kw_only=True):
     @property
     def kv_bytes(self) -> int:
         """``kv_memory`` in bytes."""
-        return int(self.kv_memory[:-3]) * _UNITS[self.kv_memory[-3:]]
+        return _to_bytes(self.kv_memory)
+
+    @property
+    def kv_host_bytes(self) -> int:
+        """``kv_host`` in bytes, 0 for none."""
+        return _to_bytes(self.kv_host) if self.kv_host else 0
+
+    @property
+    def kv_disk_bytes(self) -> int:
+        """``kv_disk`` in bytes, 0 for none."""
+        return _to_bytes(self.kv_disk) if self.kv_disk else 0
 
     @property
     def partition(self) -> Partition:
@@ -295,8 +311,18 @@ def load_deployment(path: Path) -> Deployment:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
-    model_path = str((path.parent / deployment.model.path).resolve())
-    return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
+    return _resolve(path.parent, deployment)
+
+
+def _resolve(base: Path, deployment: Deployment) -> Deployment:
+    """All paths absolute."""
+    model_path = str((base / deployment.model.path).resolve())
+    workers = [
+        msgspec.structs.replace(w, kv_disk_path=str((base / w.kv_disk_path).resolve())) if w.kv_disk_path else w
+        for w in deployment.worker
+    ]
+    model = msgspec.structs.replace(deployment.model, path=model_path)
+    return msgspec.structs.replace(deployment, model=model, worker=workers)
 
 
 def _locate(problem: str, content: Any) -> str:
@@ -324,7 +350,11 @@ def _check(path: Path, deployment: Deployment) -> None:
         problem = 'worker: no worker has stage = "decode" or "both"; add one'
     else:
         places = [(f"worker[{i}]", w) for i, w in enumerate(deployment.worker)]
-        found = (_find_misplaced(place, w) or _find_sim_problem(place, w) for place, w in places)
+        cached = deployment.kv.prefix_cache
+        found = (
+            _find_misplaced(place, w) or _find_sim_problem(place, w) or _find_tier_problem(place, w, cached)
+            for place, w in places
+        )
         problem = next(filter(None, found), None) or _find_part_problem(deployment)
     if problem:
         raise TandemError("invalid_request", f"{path}: {problem}")
@@ -376,6 +406,30 @@ def _find_sim_problem(place: str, worker: Worker) -> str | None:
     if worker.group_size > 1:
         return f'{place}.tensor_parallel_size: the engine "sim" is one process; its profile says how many GPUs it is'
     return None
+
+
+def _find_tier_problem(place: str, worker: Worker, prefix_cache: bool) -> str | None:
+    """What is wrong with where KV blocks go that have no room in memory."""
+    given = next((name for name in ("kv_host", "kv_disk", "kv_disk_path") if getattr(worker, name) is not None), None)
+    if given is None:
+        return None
+    what = f"{place}.{given}: {getattr(worker, given)!r}:"
+    if worker.engine != "torch":
+        return f'{what} is for engine = "torch", but the engine is {worker.engine!r}'
+    if worker.group_size > 1:
+        return f"{what} a group of {worker.group_size} ranks keeps its KV in memory alone; leave it out"
+    if not prefix_cache:
+        return f"{what} needs kv.prefix_cache = true; it holds blocks of that cache"
+    if worker.kv_host and not worker.device_of(0).startswith("cuda"):
+        return f"{what} the KV of a CPU worker is in the host's memory already; raise kv_memory"
+    if bool(worker.kv_disk) != bool(worker.kv_disk_path):
+        missing = "kv_disk_path" if worker.kv_disk else "kv_disk"
+        return f"{place}.{missing}: is missing; kv_disk and kv_disk_path go together"
+    return None
+
+
+def _to_bytes(size: str) -> int:
+    return int(size[:-3]) * _UNITS[size[-3:]]
 
 
 def to_json(deployment: Deployment) -> bytes:

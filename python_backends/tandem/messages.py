@@ -180,6 +180,28 @@ class KvReport(Message, frozen=True, kw_only=True):
     ``first`` together. It is 0 where nothing has happened in this epoch."""
 
 
+class TierLoad(Message, frozen=True, kw_only=True):
+    """The prefix cache below the fast memory (``tandem.kv.tiers``); counters, in blocks, run since the start."""
+
+    block_bytes: int
+    """In the fast memory."""
+    host_blocks: int = 0
+    host_bytes: int = 0
+    disk_blocks: int = 0
+    disk_bytes: int = 0
+    """Headers included."""
+    hits: int = 0
+    """Read back."""
+    misses: int = 0
+    """Of prompts that were looked up: neither in the fast memory nor read back, so computed."""
+    corrupt: int = 0
+    """Read, but not what they should be."""
+    dropped: int = 0
+    """Had to leave the fast memory before they were copied."""
+    errors: int = 0
+    """Times that the disk could not be written to or read from."""
+
+
 class Load(Message, frozen=True, kw_only=True):
     """What a worker has to do and hold, at one moment; counters run since its start."""
 
@@ -211,6 +233,8 @@ class Load(Message, frozen=True, kw_only=True):
     """Of the steps' time, what the leader spent in exchange with other ranks, waiting for them included."""
     silent_s: float = 0.0
     """For how long the engine process has said nothing. Filled in by the stage."""
+    tier: TierLoad | None = None
+    """None: blocks that leave the fast memory are gone."""
 
 
 # ---------------------------------------------------------------- who a worker is

@@ -57,6 +57,13 @@ def test_the_deployment_over_several_hosts_can_be_read() -> None:
     assert deployment.parallel.launch_agent == "ssh"
 
 
+def test_the_second_tier_lies_relative_to_the_file(tmp_path: Path) -> None:
+    tier = 'kv_host = "4GiB"\nkv_disk = "8MiB"\nkv_disk_path = "cache"\ndevices = ["cuda:0"]'
+    _, decode = load(tmp_path, MINIMAL + tier).worker
+    assert (decode.kv_host_bytes, decode.kv_disk_bytes) == (4 << 30, 8 << 20)
+    assert decode.kv_disk_path == str(tmp_path / "cache")
+
+
 def test_model_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).model.path == str(tmp_path / "models" / "tiny")
     absolute = MINIMAL.replace("models/tiny", "/somewhere/tiny")
@@ -162,6 +169,25 @@ def test_workers_for_both_stages_are_enough(tmp_path: Path) -> None:
             ["worker[1].profile: 'h1000' is none of a100-llama-3.1-8b", "h100-llama-3.1-8b, ", "instant"],
         ),
         ('stage = "decode"', 'stage = "decode"\nprofile = "instant"', ["worker[1].profile: ", "'torch'"]),
+        ('stage = "decode"', 'stage = "decode"\nkv_disk = "8GB"', ["worker[1].kv_disk: '8GB': "]),
+        ('stage = "decode"', 'stage = "decode"\nkv_disk = "8GiB"', ["worker[1].kv_disk_path: is missing"]),
+        ('stage = "decode"', 'stage = "decode"\nkv_disk_path = "d"', ["worker[1].kv_disk: is missing"]),
+        ('stage = "decode"', 'stage = "decode"\nkv_host = "1GiB"', ["worker[1].kv_host: '1GiB': ", "CPU worker"]),
+        (
+            'stage = "decode"',
+            'stage = "decode"\ntensor_parallel_size = 2\nkv_disk = "8GiB"\nkv_disk_path = "d"',
+            ["worker[1].kv_disk: '8GiB': a group of 2 ranks"],
+        ),
+        (
+            'stage = "decode"',
+            'stage = "decode"\nengine = "sim"\nprofile = "instant"\nkv_disk = "8GiB"\nkv_disk_path = "d"',
+            ["worker[1].kv_disk: '8GiB': ", "'sim'"],
+        ),
+        (
+            'stage = "decode"',
+            'stage = "decode"\nkv_disk = "8GiB"\nkv_disk_path = "d"\n[kv]\nprefix_cache = false',
+            ["worker[1].kv_disk: '8GiB': needs kv.prefix_cache = true"],
+        ),
         ('stage = "decode"', 'stage = "decode"\nfaults = { pull_share = 0.1 }', ["worker[1].faults: ", "'torch'"]),
         *(
             ('stage = "decode"', f'stage = "decode"\nengine = "sim"\nprofile = "instant"\n{line}', expected)

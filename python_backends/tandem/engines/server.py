@@ -232,6 +232,8 @@ def _pair(engine: Engine, command: Pair) -> None:
         engine.pair(command.peer)
     except TandemError as error:  # the peer is of no use to us, but all others are
         log.error("not paired with %s: %s", command.peer.worker_id, error)
+    except Exception:  # nor is one that makes no sense worth the engine
+        log.exception("not paired with %s", command.peer.worker_id)
 
 
 def _stop_on_sigterm(stopping: threading.Event) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import struct
 from hashlib import blake2b
 
@@ -185,6 +186,10 @@ def find_transfer_problems(worker: WorkerInfo, kv: KvFormat) -> list[str]:
         return [f"{name!r} has {len(transfers)} KV transfers, but is {_words(partition)}"]
     problems = []
     for rank, transfer in enumerate(transfers):
+        # Connections go by agent name: one that is another worker's would take its place, and break it.
+        if not re.match(rf"{re.escape(name)}([-.]|$)", transfer.agent_name):
+            agent = transfer.agent_name
+            problems.append(f"transfers[{rank}].agent_name of {name!r} is {agent!r}, which does not begin with its id")
         expected = {"block_bytes": block_bytes_of(partition, rank, kv), "num_blocks": transfers[0].num_blocks}
         for field, value in expected.items():
             if (theirs := getattr(transfer, field)) != value:

@@ -5,9 +5,47 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tandem.errors import ErrorCode
-from tandem.messages import Events, Failed, Finished, Load, Prefilled, Pulled, Role
+from tandem.messages import Events, Failed, Finished, Load, Prefilled, Pulled, Role, TierLoad
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+_TIER_COUNTERS = {
+    "hits": "KV blocks read back from the second tier",
+    "misses": "KV blocks of prompts that were in no tier, or slower to read than to compute",
+    "corrupt": "KV blocks read back that were not what they should be",
+    "dropped": "KV blocks that left the fast memory before they were copied",
+    "errors": "Failures to write or read the second tier's disk",
+}
+
+
+class _TierMetrics:
+    """The tiers of the prefix cache; only where there is a second one."""
+
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._labels = labels
+        names = [*labels, "tier"]
+        self._blocks = Gauge("tandem_kv_tier_blocks", "KV blocks held or kept in a tier", names, registry=registry)
+        self._bytes = Gauge("tandem_kv_tier_bytes", "Bytes of the KV blocks in a tier", names, registry=registry)
+        self._counters = {
+            name: Counter(f"tandem_kv_tier_{name}", text, list(labels), registry=registry)
+            for name, text in _TIER_COUNTERS.items()
+        }
+
+    def record(self, load: Load, tier: TierLoad, last: TierLoad) -> None:
+        """Take in what a worker with a second tier reported."""
+        fast = load.blocks_used + load.blocks_cached
+        sizes = {
+            "fast": (fast, fast * tier.block_bytes),
+            "host": (tier.host_blocks, tier.host_bytes),
+            "disk": (tier.disk_blocks, tier.disk_bytes),
+        }
+        for name, (blocks, size) in sizes.items():
+            self._blocks.labels(**self._labels, tier=name).set(blocks)
+            self._bytes.labels(**self._labels, tier=name).set(size)
+        for name, counter in self._counters.items():
+            grown = getattr(tier, name) - getattr(last, name)
+            counter.labels(**self._labels).inc(max(0, grown))
 
 
 class StageMetrics:
@@ -34,6 +72,7 @@ class StageMetrics:
         self._refusals = Counter(
             "tandem_refusals", "Requests refused or failed", [*self._labels, "reason"], registry=self.registry
         )
+        self._tier = _TierMetrics(self.registry, self._labels)
         self._last = Load()
 
     def record(self, report: Events) -> None:
@@ -48,6 +87,8 @@ class StageMetrics:
         self._granted.inc(max(0, load.handles_granted - self._last.handles_granted))
         self._expired.inc(max(0, load.handles_expired - self._last.handles_expired))
         self._steps.inc(max(0, load.steps - self._last.steps))
+        if load.tier:
+            self._tier.record(load, load.tier, self._last.tier or TierLoad(block_bytes=0))
         self._last = load
         for event in report.events:
             match event:

@@ -72,7 +72,7 @@ class StageModel:
 
         try:
             message = self._decoder.decode(lane_request)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TandemError(
                 "invalid_request", f"lane_request: {error}; expected a tandem.messages.LaneRequest"
             ) from error

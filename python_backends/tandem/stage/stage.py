@@ -46,6 +46,8 @@ from tandem.stage.pairings import Pairings
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
+MAX_POLL_S = 3600.0
+"""A poll that asks for more would as well be answered never."""
 LANE_SILENCE_S = 15.0
 """A lane that nobody polls for this long belongs to an orchestrator that is gone."""
 
@@ -101,6 +103,9 @@ class Stage:
     def handle(self, request: LaneRequest, reply: Callable[[LaneReply], None]) -> None:
         """Answer one lane message; all but ``Poll`` at once."""
         match request:
+            case Poll() if not 0 <= request.wait_s <= MAX_POLL_S:  # nor if it is no number
+                what = f"wait_s: {request.wait_s}; expected 0 to {MAX_POLL_S:g} (seconds)"
+                reply(Refused(code="invalid_request", message=what))
             case Poll():
                 now = float("inf") if self._stopped.is_set() else time.monotonic()
                 self._lanes.poll(request, reply, self._load, now)
@@ -163,12 +168,25 @@ class Stage:
             return [], self._refuse(work, lost.code, lost.message)
         if epoch is not None and epoch != info.epoch:
             return [], self._refuse(work, "worker_lost", f"worker {self.worker.name} has restarted; greet it again")
+        work, refused = self._without_known(work)
         free = max(0, self._capacity - len(self._lanes) - len(self._direct))
         overload = (
             f"worker {self.worker.name} has {self._capacity} requests in hand, its limit (max_queue + max_batch_size); "
             f"try again in {self._retry_after_s:g} s"
         )
-        return work[:free], self._refuse(work[free:], "overloaded", overload)
+        return work[:free], refused + self._refuse(work[free:], "overloaded", overload)
+
+    def _without_known(self, work: list[AnyWork]) -> tuple[list[AnyWork], list[Failed]]:
+        """Refuse what has the id of a request in hand: the events of the one would end the other."""
+        new: dict[str, AnyWork] = {}
+        refused: list[Failed] = []
+        for item in work:
+            if item.request_id in new or item.request_id in self._lanes or item.request_id in self._direct:
+                why = f"request_id: {item.request_id!r} is in hand already; choose another"
+                refused += self._refuse([item], "invalid_request", why)
+            else:
+                new[item.request_id] = item
+        return list(new.values()), refused
 
     def _refuse(self, work: list[AnyWork], code: ErrorCode, message: str) -> list[Failed]:
         for _ in work:

@@ -30,7 +30,7 @@ TWO = Partition(tensor_parallel_size=2)
 
 
 def transfer(**changes: Any) -> TransferInfo:
-    fields = {"agent_name": "a", "agent_metadata": b"", "address": 4096, "block_bytes": 64, "num_blocks": 9}
+    fields = {"agent_name": "prefill_0-4d", "agent_metadata": b"", "address": 4096, "block_bytes": 64, "num_blocks": 9}
     return TransferInfo(**{**fields, **changes})
 
 
@@ -44,14 +44,15 @@ def worker(worker_id: str, **changes: Any) -> WorkerInfo:
         "vocab_size": 49152,
         "max_model_len": 128,
         "max_batch_size": 4,
-        "transfers": [transfer()],
+        "transfers": [transfer(agent_name=f"{worker_id}-4d")],
     }
     return WorkerInfo(**{**fields, **changes})
 
 
 def spread(worker_id: str, **changes: Any) -> WorkerInfo:
     """A worker of two ranks."""
-    fields: dict[str, Any] = {"partition": TWO, "transfers": [transfer(block_bytes=32)] * 2}
+    ranks = [transfer(agent_name=f"{worker_id}-4d{rank}", block_bytes=32) for rank in ("", "-1")]
+    fields: dict[str, Any] = {"partition": TWO, "transfers": ranks}
     return worker(worker_id, **{**fields, **changes})
 
 
@@ -240,6 +241,10 @@ def test_workers_may_split_the_model_differently() -> None:
         (
             {"transfers": [transfer(block_bytes=32), transfer(block_bytes=32, num_blocks=8)]},
             r"transfers\[1\].num_blocks of 'prefill_0' is 8 instead of 9",
+        ),
+        (
+            {"transfers": [transfer(block_bytes=32), transfer(block_bytes=32, agent_name="prefill_01-4d")]},
+            r"transfers\[1\].agent_name of 'prefill_0' is 'prefill_01-4d', which does not begin with its id",
         ),
     ],
 )

@@ -265,3 +265,23 @@ def test_draining_has_a_limit(worker: Worker) -> None:
     assert isinstance(failed, Failed)
     assert failed.code == "worker_lost"
     assert failed.message == "worker prefill_0 is shutting down; limits.drain_s, 0.2 s, are over"
+
+
+def test_a_request_in_hand_is_not_ended_by_another_with_its_id(worker: Worker) -> None:
+    """Whoever sends the second one: it is refused, and the first one's events go where they belong."""
+    assert [(f.request_id, f.code) for f in worker.submit("a", "b", "a")] == [("a", "invalid_request")]
+    reply = worker.call(Submit(lane="other", epoch=worker.info.epoch, work=[work("b", 7)]))
+    assert isinstance(reply, SubmitReply)
+    if reply.refused:  # it has not ended yet
+        assert reply.refused[0].code == "invalid_request"
+    ended: set[str] = set()
+    while ended != {"a", "b"}:
+        ended |= {e.request_id for e in worker.poll().events if isinstance(e, Finished)}
+
+
+@pytest.mark.parametrize("wait_s", [float("nan"), float("inf"), -0.5, 1e308])
+def test_a_poll_that_would_never_be_answered_is_refused(worker: Worker, wait_s: float) -> None:
+    reply = worker.call(Poll(lane="l", wait_s=wait_s))
+    assert isinstance(reply, Refused)
+    assert reply.code == "invalid_request"
+    assert "wait_s" in reply.message

@@ -24,7 +24,7 @@ class Sequence:
     """How many of ``token_ids`` have their KV in the blocks; at least the last one never has."""
     block_ids: list[int] = field(default_factory=list)
     num_shared: int = 0
-    """Blocks at its start that were in the prefix cache when it started."""
+    """Blocks at its start that were in the prefix cache when it started, in memory or in the second tier."""
     num_stored: int = 0
     """Blocks at its start that the prefix cache knows."""
     queue_s: float = 0.0
