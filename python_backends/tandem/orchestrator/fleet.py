@@ -73,15 +73,17 @@ class Fleet:
 
     def start(self) -> None:
         """Open a lane to every worker that is here, and begin to look for the others."""
+        self._loop = asyncio.get_running_loop()
         for worker in self._deployment.workers_here:
             self._open_lane(Replica(worker))
         self._meeting_ends = time.monotonic() + MEETING_S
         self._spawn(self._watch())
-        self._spawn(self._discovery.run())
+        self._looking = self._spawn(self._discovery.run())
 
     def stop(self) -> None:
         """Close all lanes; from a thread that is not the event loop's. Nothing may be called afterwards."""
         self._stopped = True
+        self._loop.call_soon_threadsafe(self._looking.cancel)
         lanes = list(self._lanes.values())
         for lane in lanes:
             lane.end()
@@ -192,7 +194,7 @@ class Fleet:
 
     def _open_lane(self, replica: Replica) -> None:
         self._router.add(replica.name, replica.stage)
-        lane = LaneClient(self._lane_id, replica, self._transport(replica), asyncio.get_running_loop(), self)
+        lane = LaneClient(self._lane_id, replica, self._transport(replica), self._loop, self)
         self._lanes[replica.name] = lane
         lane.start()
 
