@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -138,11 +139,12 @@ def test_answers_under_losses_are_the_undisturbed_ones(server: TritonServer) -> 
 
 
 def test_all_workers_are_used_again(server: TritonServer) -> None:
-    """Those that were killed, and those that were stopped and have gone on."""
+    """Those that were killed, and those that were stopped and have gone on. The prompts are cached nowhere."""
     used: set[str] = set()
     end = time.monotonic() + BACK_S
-    requests = [make_request(n) | {"max_tokens": 2, "min_tokens": 0} for n in range(16)]
+    numbers = itertools.count()
     while used != set(WORKERS) and time.monotonic() < end:
+        requests = [{"text_input": f"{next(numbers)} and so on, " * 8, "max_tokens": 2} for _ in range(16)]
         for answer in asyncio.run(ask_all(server.grpc_url, "llm", requests, at_once=16)):
             assert answer.error is None
             used |= {answer.facts["prefill_worker"], answer.facts["decode_worker"]}
