@@ -223,7 +223,7 @@ def load_deployment(path: Path) -> Deployment:
         content = msgspec.toml.decode(data)
         deployment = msgspec.convert(content, Deployment)
     except msgspec.ValidationError as error:
-        raise TandemError("invalid_request", f"{path}: {_locate(str(error), content)}") from error
+        raise TandemError("invalid_request", f"{path}: {locate(str(error), content)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
@@ -231,7 +231,7 @@ def load_deployment(path: Path) -> Deployment:
     return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
 
 
-def _locate(problem: str, content: Any) -> str:
+def locate(problem: str, content: Any) -> str:
     """A problem that msgspec found, with the field first and its value: ``worker[0].stage: 'read': Invalid …``."""
     what, _, place = problem.partition(" - at `$.")
     place = place.rstrip("`")
