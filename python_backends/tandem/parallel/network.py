@@ -53,16 +53,19 @@ def use_network(deployment: Deployment) -> None:
     if subnet is None:
         if any(len(worker.hosts) > 1 for worker in deployment.worker):
             return
-        interface: str | None = LOOPBACK
+        interface = LOOPBACK
     else:
-        interface = _find_interface(subnet)
-    if interface is None:
-        raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no address in {subnet}")
+        interface = find_interface(subnet)
     for name in ("UCX_NET_DEVICES", "FI_TCP_IFACE"):
         os.environ.setdefault(name, interface)
 
 
-def _find_interface(subnet: str) -> str | None:
+def find_interface(subnet: str) -> str:
+    """This host's interface in ``subnet``.
+
+    Raises:
+        TandemError: ``invalid_request``: it has none.
+    """
     network = ipaddress.ip_network(subnet, strict=False)
     for name, addresses in psutil.net_if_addrs().items():
         for address in addresses:
@@ -70,4 +73,4 @@ def _find_interface(subnet: str) -> str | None:
                 plain = address.address.partition("%")[0]
                 if ipaddress.ip_address(plain) in network:
                     return str(name)
-    return None
+    raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no address in {subnet}")

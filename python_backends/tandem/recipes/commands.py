@@ -33,7 +33,8 @@ class Step:
 
 
 def plan_engine(recipe: Recipe, stage_name: str, out: Path, examples: Path = EXAMPLES) -> list[Step]:
-    """The steps to a stage's engine, under ``out``, in their order. Stages that need the same converted checkpoint share it.
+    """The steps to a stage's engine, under ``out``, in their order. Stages that need the same converted checkpoint share
+    it.
 
     Raises:
         TandemError: ``invalid_request``: the checkpoint cannot be read.

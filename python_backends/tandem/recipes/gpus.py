@@ -16,7 +16,7 @@ class Gpu:
 
     title: str
     memory_bytes: int
-    """Decimal gigabytes of the data sheet, a little less than what nvidia-smi shows: an estimate errs to the safe side."""
+    """Decimal gigabytes of the data sheet, a little less than what nvidia-smi shows: to be on the safe side."""
     quantizations: frozenset[Quantization]
     source: str
 
@@ -28,7 +28,7 @@ def _gb(number: int) -> int:
 GPUS: dict[GpuName, Gpu] = {
     "h100": Gpu("H100 80 GB", _gb(80), _FP8 | {"fp8_block"}, "NVIDIA H100 data sheet, SXM5"),
     "h200": Gpu("H200 141 GB", _gb(141), _FP8 | {"fp8_block"}, "NVIDIA H200 data sheet, SXM"),
-    "b200": Gpu("B200 180 GB", _gb(180), _FP8 | {"fp8_block", "nvfp4"}, "NVIDIA DGX B200 data sheet: 1,440 GB in 8 GPUs"),
+    "b200": Gpu("B200 180 GB", _gb(180), _FP8 | {"fp8_block", "nvfp4"}, "NVIDIA DGX B200 data sheet"),
     "a100-80": Gpu("A100 80 GB", _gb(80), _ALL, "NVIDIA A100 data sheet, SXM4; no FP8"),
     "a100-40": Gpu("A100 40 GB", _gb(40), _ALL, "NVIDIA A100 data sheet, SXM4; no FP8"),
     "l40s": Gpu("L40S 48 GB", _gb(48), _FP8, "NVIDIA L40S data sheet"),

@@ -10,7 +10,7 @@ from tandem.recipes.recipe import Recipe
 
 
 def llm_arguments(recipe: Recipe, stage_name: StageName, engine: Path | None = None) -> dict[str, Any]:
-    """Keyword arguments of ``LLM``: of the PyTorch backend for a checkpoint, of the TensorRT one for a built ``engine``."""
+    """Keyword arguments of ``LLM``: of the PyTorch backend for a checkpoint, of TensorRT's for a built ``engine``."""
     stage = recipe.stage(stage_name)
     arguments: dict[str, Any] = {
         "model": str(engine or recipe.checkpoint),
@@ -18,7 +18,7 @@ def llm_arguments(recipe: Recipe, stage_name: StageName, engine: Path | None = N
         "backend": "tensorrt" if engine else "pytorch",
         "tensor_parallel_size": stage.tensor_parallel_size,
         "pipeline_parallel_size": stage.pipeline_parallel_size,
-        "gpus_per_node": recipe.gpus_per_host,
+        "gpus_per_node": stage.ranks // stage.hosts,
         "max_batch_size": stage.max_batch_size,
         "max_num_tokens": stage.max_num_tokens,
         "max_seq_len": stage.max_seq_len,

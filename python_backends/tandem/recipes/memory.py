@@ -98,8 +98,8 @@ def check_fit(recipe: Recipe, field: str, stage: StageRecipe) -> None:
     raise TandemError(
         "invalid_request",
         f"{field}: {stage.ranks} x {gpu.title}: each rank needs {gigabytes(found.weights)} for weights and about "
-        f"{gigabytes(found.activations + RUNTIME_BYTES)} for activations and runtime, which leaves {gigabytes(found.kv_pool)} "
-        f"of KV cache: less than one sequence of max_seq_len, {stage.max_seq_len} tokens, which takes "
+        f"{gigabytes(found.activations + RUNTIME_BYTES)} for activations and runtime, which leaves "
+        f"{gigabytes(found.kv_pool)} of KV cache: less than a sequence of max_seq_len, {stage.max_seq_len} tokens, takes: "
         f"{gigabytes(found.kv_per_token * stage.max_seq_len)}. {_what_would(recipe, stage)}",
     )
 
@@ -141,8 +141,8 @@ def kv_per_token(shape: Shape, stage: StageRecipe) -> int:
 
 
 def _weights(shape: Shape, stage: StageRecipe) -> int:
-    """Of a rank with as many layers as any, and an embedding. Where attention is whole on each rank, so is all that is no
-    routed expert: every rank reads its own tokens there."""
+    """Of a rank with as many layers as any, and an embedding. Where attention is whole on each rank, so is all that is
+    no routed expert: every rank reads its own tokens there."""
     tensor = stage.tensor_parallel_size
     ranks = 1 if stage.attention_data_parallel else tensor
     layers = -(-shape.num_layers // stage.pipeline_parallel_size)
@@ -162,8 +162,8 @@ def _weights(shape: Shape, stage: StageRecipe) -> int:
 
 
 def _embeddings(shape: Shape, stage: StageRecipe) -> float:
-    """Embedding and output projection lie on the first and on the last pipeline stage. An engine's embedding is whole on
-    every rank, as convert_checkpoint.py has it by default; the output projection is always split."""
+    """Embedding and output projection lie on the first and on the last pipeline stage. An engine's embedding is whole
+    on every rank, as convert_checkpoint.py has it by default; the output projection is always split."""
     ranks = 1 if stage.attention_data_parallel else stage.tensor_parallel_size
     one = shape.embedding_parameters
     first = one if stage.form == "engine" else one / ranks

@@ -31,6 +31,8 @@ CONVERTERS = {
 CONVERTED: tuple[Quantization, ...] = ("none", "int8_weights", "int4_weights")
 """What the converter makes; all else of an engine is made by quantize.py."""
 ENGINE_ONLY: tuple[Quantization, ...] = ("int8_weights", "int4_weights")
+ENGINE_GPUS_PER_HOST = 8
+"""Of ``Mapping`` in TensorRT-LLM; trtllm-build cannot change it any more."""
 LLM_API_ONLY: tuple[Quantization, ...] = ("fp8_block",)
 
 
@@ -38,7 +40,7 @@ class StageRecipe(Section, frozen=True, kw_only=True):
     """One stage."""
 
     form: Form = "llm_api"
-    """llm_api: the checkpoint itself is loaded, by the PyTorch backend. engine: a TensorRT engine is built (1.2 only)."""
+    """llm_api: the PyTorch backend loads the checkpoint itself. engine: a TensorRT engine is built (1.2 only)."""
     quantization: Quantization = "none"
     """Of the weights. llm_api: what the checkpoint is; engine: what is made of it."""
     kv_dtype: KvDtype = "auto"
@@ -47,6 +49,8 @@ class StageRecipe(Section, frozen=True, kw_only=True):
     pipeline_parallel_size: PositiveInt = 1
     expert_parallel_size: PositiveInt = 1
     """Of ``tensor_parallel_size`` ranks, how many groups hold other experts; each expert is split over the rest."""
+    hosts: PositiveInt = 1
+    """Over which the ranks are spread, in equal runs."""
     attention_data_parallel: bool = False
     """Each rank has attention whole, for requests of its own; for MLA, whose KV cannot be split by heads."""
     max_input_len: PositiveInt
@@ -123,7 +127,7 @@ def _find_problem(recipe: Recipe) -> str | None:
         if ours != theirs:
             return f"decode.{field}: {ours!r}: must be prefill's, {theirs!r}, or the KV cache cannot be handed over"
     if decode.max_seq_len < prefill.max_input_len:
-        return f"decode.max_seq_len: {decode.max_seq_len}: must hold prefill's prompts of {prefill.max_input_len} tokens"
+        return f"decode.max_seq_len: {decode.max_seq_len}: must hold prefill's prompts, {prefill.max_input_len}"
     return None
 
 
@@ -133,7 +137,9 @@ def _find_split(shape: Shape, stage: StageRecipe) -> str | None:
     if shape.num_heads % tensor:
         return f"tensor_parallel_size: {tensor}: must divide the model's {shape.num_heads} attention heads"
     if shape.num_kv_heads % tensor and tensor % shape.num_kv_heads:
-        return f"tensor_parallel_size: {tensor}: must divide the model's {shape.num_kv_heads} KV heads, or be a multiple"
+        return f"tensor_parallel_size: {tensor}: must divide the model's {shape.num_kv_heads} KV heads, or they it"
+    if stage.ranks % stage.hosts:
+        return f"hosts: {stage.hosts}: must divide the number of ranks, {stage.ranks}"
     if stage.pipeline_parallel_size > shape.num_layers:
         return f"pipeline_parallel_size: {stage.pipeline_parallel_size}: the model has {shape.num_layers} layers"
     if experts > 1 and moe is None:
@@ -168,7 +174,7 @@ def _find_form(shape: Shape, stage: StageRecipe) -> str | None:
     """What cannot be made, or loaded, in this form."""
     if stage.form == "llm_api":
         if stage.quantization in ENGINE_ONLY:
-            return f'quantization: {stage.quantization!r}: only of form = "engine"; the LLM API loads checkpoints as they are'
+            return f'quantization: {stage.quantization!r}: needs form = "engine"; "llm_api" loads a checkpoint as it is'
         return None
     if shape.architecture not in CONVERTERS:
         return (
@@ -177,15 +183,18 @@ def _find_form(shape: Shape, stage: StageRecipe) -> str | None:
         )
     if stage.quantization in LLM_API_ONLY:
         return f'quantization: {stage.quantization!r}: no engine can be built of it; use form = "llm_api"'
+    if stage.hosts > 1 and stage.ranks // stage.hosts != ENGINE_GPUS_PER_HOST:
+        return (
+            f"hosts: {stage.hosts}: an engine expects {ENGINE_GPUS_PER_HOST} ranks on each of several hosts, not "
+            f'{stage.ranks // stage.hosts}; use form = "llm_api"'
+        )
     if stage.attention_data_parallel:
         return 'attention_data_parallel: true: needs form = "llm_api"'
     if stage.expert_parallel_size > 1 and stage.quantization not in CONVERTED:
         return (
-            f"expert_parallel_size: {stage.expert_parallel_size}: quantize.py, which makes {stage.quantization}, splits "
-            "experts by tensor parallelism alone; must be 1"
+            f"expert_parallel_size: {stage.expert_parallel_size}: quantize.py, which makes {stage.quantization}, "
+            "splits experts by tensor parallelism alone; must be 1"
         )
     if stage.kv_dtype == "fp8" and stage.quantization in CONVERTED:
         return f"kv_dtype: 'fp8': quantize.py makes its scales; needs another quantization than {stage.quantization!r}"
     return None
-
-

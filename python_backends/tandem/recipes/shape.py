@@ -1,4 +1,4 @@
-"""The figures of a model that decide its size: from the checkpoint's config.json, or from a recipe that carries them."""
+"""The figures of a model that decide its size: from the checkpoint's config.json, or from a recipe."""
 
 from __future__ import annotations
 
