@@ -30,8 +30,8 @@ from tandem.parallel.rank import DEPLOYMENT
 ENGINE = "tensorrt_llm"
 PROGRAM = "trtllm-llmapi-launch"
 FORWARDED = re.compile(
-    r"(TANDEM|TRTLLM|TLLM|UCX|NCCL|NIXL|NVSHMEM|CUDA|FI|GLOO|HF|TRANSFORMERS|TORCH|OMP|PYTHON|MPI4PY)[A-Z0-9_]*"
-    r"|LD_LIBRARY_PATH|PATH"
+    r"(TANDEM|TRTLLM|TLLM|UCX|NCCL|NIXL|NVSHMEM|CUDA|FI|GLOO|HF|TRANSFORMERS|TORCH|PYTHON|MPI4PY)[A-Z0-9_]*"
+    r"|OMP_NUM_THREADS|LD_LIBRARY_PATH|PATH"
 )
 """Variables that mpirun is told to take to other hosts; OMPI_MCA_* it takes by itself, srun takes all."""
 _OUTER_JOB = re.compile(r"(SLURM|PMI|PMI2|PMIX|OMPI_COMM_WORLD|OMPI_UNIVERSE|HYDRA)_[A-Z0-9_]*")

@@ -33,8 +33,8 @@ class Step:
 
 
 def plan_engine(recipe: Recipe, stage_name: str, out: Path, examples: Path = EXAMPLES) -> list[Step]:
-    """The steps to a stage's engine, under ``out``, in their order. Stages that need the same converted checkpoint share
-    it.
+    """The steps to a stage's engine, under ``out``, in their order. Stages that need the same converted checkpoint have
+    it in common.
 
     Raises:
         TandemError: ``invalid_request``: the checkpoint cannot be read.
@@ -50,7 +50,7 @@ def plan_engine(recipe: Recipe, stage_name: str, out: Path, examples: Path = EXA
     engine = out / f"{stage_name}-{_key(checkpoint.name, *options)}"
     command = ["trtllm-build", "--checkpoint_dir", str(checkpoint), "--output_dir", str(engine), *options]
     if (workers := _workers(recipe, stage)) > 1:
-        command = ["mpirun", "--allow-run-as-root", "-n", str(workers), *command]
+        command = ["mpirun", "-n", str(workers), *command]
     return [convert, Step(f"{stage_name}: build the engine", "trtllm-build", command, engine)]
 
 
@@ -98,7 +98,7 @@ def _build_options(recipe: Recipe, stage: StageRecipe) -> list[str]:
         "--max_num_tokens": stage.max_num_tokens,
         "--max_beam_width": 1,
         "--kv_cache_type": "paged",
-        "--tokens_per_block": stage.tokens_per_block,
+        "--tokens_per_block": recipe.tokens_per_block,
         "--remove_input_padding": "enable",
         "--context_fmha": "enable",
         "--use_paged_context_fmha": "enable",

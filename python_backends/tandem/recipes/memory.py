@@ -99,7 +99,7 @@ def check_fit(recipe: Recipe, field: str, stage: StageRecipe) -> None:
         "invalid_request",
         f"{field}: {stage.ranks} x {gpu.title}: each rank needs {gigabytes(found.weights)} for weights and about "
         f"{gigabytes(found.activations + RUNTIME_BYTES)} for activations and runtime, which leaves "
-        f"{gigabytes(found.kv_pool)} of KV cache: less than a sequence of max_seq_len, {stage.max_seq_len} tokens, takes: "
+        f"{gigabytes(found.kv_pool)} of KV cache; a sequence of max_seq_len, {stage.max_seq_len} tokens, takes "
         f"{gigabytes(found.kv_per_token * stage.max_seq_len)}. {_what_would(recipe, stage)}",
     )
 

@@ -61,7 +61,6 @@ class StageRecipe(Section, frozen=True, kw_only=True):
     """Most tokens in one step, of all requests."""
     kv_fraction: Fraction = 0.9
     """Of the memory that weights and activations leave, what the KV cache takes."""
-    tokens_per_block: Literal[16, 32, 64, 128] = 32
 
     @property
     def ranks(self) -> int:
@@ -80,9 +79,8 @@ class Recipe(Section, frozen=True, kw_only=True):
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     gpu: GpuName
     gpus_per_host: PositiveInt = 8
-    kv_transfer_timeout_ms: PositiveInt = 30000
-    """KV that no decode worker has fetched after that long is freed. TensorRT-LLM 1.2 itself would never do it."""
     cache_transceiver: Literal["NIXL", "UCX"] = "NIXL"
+    tokens_per_block: Literal[16, 32, 64, 128] = 32
     shape: Shape
     prefill: StageRecipe
     decode: StageRecipe
@@ -122,12 +120,12 @@ def _find_problem(recipe: Recipe) -> str | None:
     for name, stage in stages:
         if problem := _find_split(shape, stage) or _find_lengths(shape, stage) or _find_form(shape, stage):
             return f"{name}.{problem}"
-    for field in ("kv_dtype", "tokens_per_block"):
-        ours, theirs = getattr(decode, field), getattr(prefill, field)
-        if ours != theirs:
-            return f"decode.{field}: {ours!r}: must be prefill's, {theirs!r}, or the KV cache cannot be handed over"
-    if decode.max_seq_len < prefill.max_input_len:
-        return f"decode.max_seq_len: {decode.max_seq_len}: must hold prefill's prompts, {prefill.max_input_len}"
+    if decode.kv_dtype != prefill.kv_dtype:
+        ours, theirs = decode.kv_dtype, prefill.kv_dtype
+        return f"decode.kv_dtype: {ours!r}: must be prefill's, {theirs!r}, or the KV cache cannot be handed over"
+    if decode.max_seq_len != prefill.max_seq_len:
+        ours, theirs = decode.max_seq_len, prefill.max_seq_len
+        return f"decode.max_seq_len: {ours}: must be prefill's, {theirs}: either worker may get a request whole"
     return None
 
 
