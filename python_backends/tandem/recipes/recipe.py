@@ -176,7 +176,7 @@ def _find_form(shape: Shape, stage: StageRecipe) -> str | None:
         return None
     if shape.architecture not in CONVERTERS:
         return (
-            f'form: "engine": TensorRT-LLM 1.2 builds no engine of {shape.architecture}; use "llm_api" '
+            f'form: "engine": TensorRT-LLM 1.2 builds none of {shape.architecture}; use "llm_api" '
             f"(it does of {', '.join(CONVERTERS)})"
         )
     if stage.quantization in LLM_API_ONLY:
