@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
+from tandem.parallel import warden
 from tandem.parallel.llmapi import PROGRAM, build_rank, parse_arguments, visible_devices
 from tandem.parallel.network import LOOPBACK, find_interface
 from tandem.parallel.shared_memory import find_place
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         if rank % (worker.group_size // max(1, len(worker.hosts))) == 0:
             for problem in find_problems(worker):
                 print(f"tandem: {problem}", file=sys.stderr, flush=True)
-        find_place()
+        warden.post(find_place())
         command = build_rank(worker, args.endpoint, args.engine)
         os.execvp(command[0], command)
     except TandemError as error:

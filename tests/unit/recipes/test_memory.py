@@ -82,8 +82,8 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
 
 
 def test_less_context_may_be_enough() -> None:
-    long = recipe("qwen3-32b", "decode", quantization="int4_weights", form="engine", tensor_parallel_size=1)
-    message = refusal(msgspec.structs.replace(long, gpu="a100-40"), "decode")
+    long = recipe("qwen3-32b", "decode", quantization="int8_weights", form="engine", tensor_parallel_size=1)
+    message = refusal(msgspec.structs.replace(long, gpu="l40s"), "decode")
     assert "tensor_parallel_size = 2" in message
     assert "'h100'" in message
     assert "max_seq_len = 20480" in message
