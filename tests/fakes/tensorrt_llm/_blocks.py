@@ -65,6 +65,7 @@ class Blocks:
         sequence.cached_tokens = len(found) * self.size
         self.reused += len(found)
         self.missed += len(names) - len(found)
+        sequence.unread = len(sequence.prompt) - sequence.cached_tokens
         self.allocated += len(sequence.blocks)
         self.fresh += need
         return True

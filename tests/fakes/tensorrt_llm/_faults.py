@@ -1,17 +1,19 @@
 """Faults on demand. ``FAKE_TRTLLM_FAULTS=step[:number],…``: the first so many (default: all) at that step fail.
 
-=================  ===================================================================================================
+=================  ==========================================================================================
 construct          the constructor raises, as when memory does not suffice
 generate           ``generate_async`` raises
 context            a context request ends with an error
 transfer_lost      the other side never gets the KV it asks for: the transfer runs into its timeout
+transfer_stuck     and its timeout goes unheard, too: the generation request is never answered (seen in 1.2's sources)
 transfer_refused   the KV asked for is gone: the generation request ends with an error
 generation         a generation request ends with an error after its second token
 stats              reading the statistics raises
 events             reading the KV events raises
-die                the engine's process ends at the next step, as a CUDA error ends it
+fatal              the engine ends with an error that all its requests are told
+die                the process ends at the next step, as MPI ends it with a rank that dies
 hang               steps stand still, while the process lives
-=================  ===================================================================================================
+=================  ==========================================================================================
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import os
 from threading import Lock
 
 STEPS = (
-    "construct", "generate", "context", "transfer_lost", "transfer_refused", "generation", "stats", "events", "die", "hang",
-)  # fmt: skip
+    *("construct", "generate", "context", "transfer_lost", "transfer_stuck", "transfer_refused", "generation"),
+    *("stats", "events", "fatal", "die", "hang"),
+)
 
 
 class Faults:

@@ -1,4 +1,4 @@
-"""Queues between the engine's thread and who waits, as the real library's are: bound to the event loop they were made in."""
+"""Queues between the engine's thread and who waits: bound to the event loop they were made in, as the real ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import queue
 from collections import deque
 from typing import Any
 
-NO_LOOP = "The asyncio event loop was not present during initialization, so async operations are not available."  # the real words
+NO_LOOP = (  # the real words
+    "The asyncio event loop was not present during initialization, so async operations are not available."
+)
 
 
 class ResultQueue:

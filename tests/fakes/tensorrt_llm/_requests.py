@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tensorrt_llm._described import _Keeper, make_class, what_is_wrong
@@ -36,6 +37,13 @@ class _Sampling(_Keeper):
         object.__setattr__(self, "_request", client_id)
 
 
+class _Adapter(_Keeper):
+    def _after_init(self) -> None:
+        path: Any = vars(self)["lora_path"]
+        if not Path(path).exists():
+            raise ValueError(f"lora_path ({path}) does not exist.")
+
+
 class _Disaggregated(_Keeper):
     def _after_init(self) -> None:
         values: Any = self
@@ -57,5 +65,5 @@ LoraConfig = make_class("LoraConfig")
 GuidedDecodingParams = make_class("GuidedDecodingParams")
 SamplingParams = make_class("SamplingParams", _Sampling)
 DisaggregatedParams = make_class("DisaggregatedParams", _Disaggregated)
-LoRARequest = make_class("LoRARequest")
+LoRARequest = make_class("LoRARequest", _Adapter)
 LlmArgs = make_class("LLM")

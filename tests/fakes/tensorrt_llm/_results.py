@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import weakref
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Response:
     context: DisaggregatedParams | None = None
     cached_tokens: int = 0
     decoding_iter: int = 0
+    logprobs_expected: bool = False
     error: str | BaseException | None = None
 
 
@@ -116,7 +118,7 @@ class RequestOutput:
     def aborted(self) -> bool:
         return self._aborted
 
-    def result(self, timeout: float | None = None) -> RequestOutput:
+    def result(self, timeout: float | None = None) -> RequestOutput:  # noqa: ARG002
         """Wait for the end, outside an event loop. ``timeout`` is ignored, as by the real one."""
         while not self._done:
             self._take(self._queue.get())
@@ -160,6 +162,8 @@ class RequestOutput:
         output._last_tokens, output._last_logprobs = len(output.token_ids), len(output.logprobs)
         output.token_ids.extend(response.token_ids)
         output.logprobs.extend(response.logprobs)
+        if response.logprobs_expected and response.finish_reason != "cancelled":
+            assert len(output.logprobs) == output.length  # fails as the real one does, where the first token has none
         if response.logprobs:
             output.cumulative_logprob = sum(next(iter(each.values())).logprob for each in output.logprobs)
         if response.context is not None:
@@ -207,6 +211,6 @@ class IterationResult:
             raise StopAsyncIteration
         try:
             return await self._queue.aget(self._timeout)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             self._done = True
             raise StopAsyncIteration from None

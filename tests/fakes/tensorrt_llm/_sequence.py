@@ -35,7 +35,10 @@ class Sequence:
     disaggregated: Any = None
     salt: str = ""
     request_id: int = 0
-    """The engine's own; that of the context phase where both share one."""
+    """The engine's own, from ``max_batch_size`` on: those of two engines are alike."""
+    flavour: str = ""
+    unread: int = 0
+    """Prompt tokens still to be read."""
     stage: Stage = Stage.QUEUED
     result: RequestOutput | None = None
     answer: list[int] = field(default_factory=list)
@@ -54,6 +57,13 @@ class Sequence:
         """``context_only``, ``generation_only`` or ``context_and_generation``."""
         asked = self.disaggregated.request_type if self.disaggregated is not None else None
         return asked or "context_and_generation"
+
+    @property
+    def transfer_id(self) -> int:
+        """By which both phases know the KV."""
+        shared = getattr(self.disaggregated, "disagg_request_id", None)
+        of_context = self.disaggregated.ctx_request_id if self.kind == "generation_only" else None
+        return int(shared or of_context or self.request_id)
 
     @property
     def seed(self) -> int:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tensorrt_llm._blocks import Blocks
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one was. Requests whose KV is on its way are active, and not scheduled."""
+
+    seconds: float
+    active: int
+    queued: int
+    admitted: int
+    completed: int
+    reading: int
+    read_tokens: int
+    writing: int
 
 
 class Statistics:
@@ -16,29 +31,19 @@ class Statistics:
         self._iteration = 0
         self._max_batch_size = max_batch_size
 
-    def of_step(
-        self,
-        blocks: Blocks,
-        seconds: float,
-        active: int,
-        queued: int,
-        completed: int,
-        admitted: int,
-        read: int,
-        writing: int,
-    ) -> dict[str, Any]:
-        """One step's. Requests whose KV is on its way count as active, and are not scheduled."""
+    def of_step(self, blocks: Blocks, step: Step) -> dict[str, Any]:
+        """One step's."""
         self._iteration += 1
         lookups = blocks.reused + blocks.missed
         return {
             "timestamp": time.strftime("%m-%d-%Y %H:%M:%S"),
             "iter": self._iteration,
-            "iterLatencyMS": seconds * 1000,
+            "iterLatencyMS": step.seconds * 1000,
             "newActiveRequestsQueueLatencyMS": 0.0,
-            "numNewActiveRequests": admitted,
-            "numActiveRequests": active,
-            "numQueuedRequests": queued,
-            "numCompletedRequests": completed,
+            "numNewActiveRequests": step.admitted,
+            "numActiveRequests": step.active,
+            "numQueuedRequests": step.queued,
+            "numCompletedRequests": step.completed,
             "maxNumActiveRequests": self._max_batch_size,
             "gpuMemUsage": 0,
             "cpuMemUsage": 0,
@@ -55,11 +60,11 @@ class Statistics:
                 "cacheHitRate": blocks.reused / lookups if lookups else 0.0,
             },
             "inflightBatchingStats": {
-                "numScheduledRequests": writing + (1 if read else 0),
-                "numContextRequests": 1 if read else 0,
-                "numGenRequests": writing,
+                "numScheduledRequests": step.writing + step.reading,
+                "numContextRequests": step.reading,
+                "numGenRequests": step.writing,
                 "numPausedRequests": 0,
-                "numCtxTokens": read,
+                "numCtxTokens": step.read_tokens,
                 "microBatchId": 0,
                 "avgNumDecodedTokensPerIter": 0.0,
             },

@@ -47,7 +47,10 @@ def encode_opaque(opaque: Opaque) -> bytes:
 class KvServer:
     """A context engine's end: KV by request id, each to be fetched once."""
 
-    def __init__(self, layout: tuple[str, int, str], faults: Faults, sent: Callable[[int], None]) -> None:
+    def __init__(
+        self, layout: tuple[str, int, str], max_tokens: int | None, faults: Faults, sent: Callable[[int], None]
+    ) -> None:
+        self._max_tokens = max_tokens
         self._offers: dict[int, Kv] = {}
         self._lock = Lock()
         self._ended = Event()
@@ -92,6 +95,8 @@ class KvServer:
                 return
             with self._lock:
                 kv = None if self._faults.strikes("transfer_lost") else self._offers.get(request_id)
+            if kv is not None and self._max_tokens is not None and kv.num_tokens > self._max_tokens:
+                kv = Kv(error="the prompt is longer than max_tokens_in_buffer")
             if kv is None:
                 self._wait_for_goodbye(connection)
                 return

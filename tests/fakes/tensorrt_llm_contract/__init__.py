@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 VERSIONS = ("1.2", "1.3", "1.4")
-Kind = Literal["pydantic", "dataclass", "class", "result", "json", "error"]
+Kind = Literal["pydantic", "dataclass", "class", "result", "json", "error", "variables", "command"]
 
 
 class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,10 +27,14 @@ class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     defaults: dict[str, str] = {}
     """Where a version has another one."""
     versions: tuple[str, ...] = VERSIONS
+    unproven: tuple[str, ...] = ()
+    """Versions whose sources could not be read for this: Tandem's code must do with or without."""
     one_of: list[str] | None = None
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
+    pytorch_only: bool = False
+    """Of ``LLM``: the class for built engines has no such argument."""
     note: str = ""
 
     def default_in(self, version: str) -> str | None:

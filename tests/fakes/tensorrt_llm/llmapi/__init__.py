@@ -7,7 +7,6 @@ from tensorrt_llm._requests import (
     DisaggregatedParams,
     GuidedDecodingParams,
     KvCacheConfig,
-    LoraConfig,
     SamplingParams,
     SchedulerConfig,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "DisaggregatedParams",
     "GuidedDecodingParams",
     "KvCacheConfig",
-    "LoraConfig",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
