@@ -8,5 +8,10 @@ from tensorrt_llm._llm import LLM
 from tensorrt_llm._requests import DisaggregatedParams, SamplingParams
 from tensorrt_llm._settings import VERSION_NUMBERS, version
 
-__version__ = VERSION_NUMBERS[version()]
 __all__ = ["LLM", "DisaggregatedParams", "SamplingParams"]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        return VERSION_NUMBERS[version()]
+    raise AttributeError(f"module 'tensorrt_llm' has no attribute '{name}'")

@@ -61,7 +61,7 @@ def _logprobs(sequence: Sequence, tokens: list[int], vocab_size: int) -> list[di
     ranks = range(max(wanted, 1))
     found = [{(token + i) % vocab_size: Logprob(LOGPROB - i, i + 1) for i in ranks} for token in tokens]
     if sequence.kind == "generation_only" and tokens and sequence.decoding_iter == 1:
-        # The first token was chosen in the context phase; its log-probabilities are known only if they were handed over.
+        # The first token was chosen in the context phase: its log-probabilities are known only if they came along.
         handed_over = getattr(sequence.disaggregated, "first_gen_log_probs", None)
         found = list(handed_over[0]) if handed_over else []
     return found

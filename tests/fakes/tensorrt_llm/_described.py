@@ -16,7 +16,19 @@ def fields_of(described: Class) -> dict[str, Name]:
     return {name: field for name, field in described.fields.items() if version() in field.versions}
 
 
-class _Keeper:
+class _Listing(type):
+    """Lists the fields as pydantic or as a dataclass does, as of the version that is set at the time."""
+
+    _described: Class
+
+    def __getattr__(cls, name: str) -> Any:
+        lists = "model_fields" if cls._described.kind == "pydantic" else "__dataclass_fields__"
+        if name == lists and "_described" in vars(cls):
+            return dict.fromkeys(fields_of(cls._described))
+        raise AttributeError(name)
+
+
+class _Keeper(metaclass=_Listing):
     """Values by field. Unknown names are refused on the way in, and as attributes."""
 
     _described: Class
@@ -80,11 +92,7 @@ class _Keeper:
 def make_class(name: str, base: type[_Keeper] = _Keeper) -> type[Any]:
     """The class of that name in the description."""
     described = read_contract()[name]
-    kind: type[Any] = type(name, (base,), {"_described": described, "_name": name})
-    if described.kind == "pydantic":
-        kind.model_fields = dict.fromkeys(fields_of(described))
-    else:
-        kind.__dataclass_fields__ = dict.fromkeys(fields_of(described))
+    kind: type[Any] = _Listing(name, (base,), {"_described": described, "_name": name})
     _made[name] = kind
     return kind
 

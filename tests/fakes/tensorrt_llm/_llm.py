@@ -119,10 +119,10 @@ class LLM:
         """End the engine. Requests in hand hear nothing more."""
         self._executor.stop()
 
-    if version() != "1.2":
-
-        def _check_health(self) -> bool:
-            return self._executor.is_healthy
+    def __getattr__(self, name: str) -> Any:
+        if name == "_check_health" and version() != "1.2":
+            return lambda: self._executor.is_healthy
+        raise AttributeError(f"'LLM' object has no attribute '{name}'")
 
     def __enter__(self) -> LLM:
         return self

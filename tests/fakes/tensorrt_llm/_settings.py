@@ -1,4 +1,4 @@
-"""How the fake behaves: read from the environment at each start of an engine, so that it reaches other processes too.
+"""How the fake behaves: read from the environment whenever it matters, so that it reaches other processes, too.
 
 =======================  ===============================================================================================
 FAKE_TRTLLM_VERSION      ``1.2`` (default), ``1.3`` or ``1.4``: whose fields and manners it has

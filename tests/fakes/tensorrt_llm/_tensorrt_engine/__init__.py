@@ -1,13 +1,12 @@
 """``LLM`` for built engines: up to 1.2."""
 
+from typing import Any
+
 from tensorrt_llm._llm import LLM as _Base
 from tensorrt_llm._settings import version
 
-if version() != "1.2":
-    raise ModuleNotFoundError("No module named 'tensorrt_llm._tensorrt_engine'")
 
-
-class LLM(_Base):
+class _BuiltEngineLLM(_Base):
     """One built engine, from its directory."""
 
     is_pytorch = False
@@ -19,4 +18,7 @@ class LLM(_Base):
             raise ValueError("KvCacheConfig.dtype is not supported by the TensorRT backend.")
 
 
-__all__ = ["LLM"]
+def __getattr__(name: str) -> Any:
+    if name == "LLM" and version() == "1.2":
+        return _BuiltEngineLLM
+    raise AttributeError(f"module 'tensorrt_llm._tensorrt_engine' has no attribute '{name}'")
