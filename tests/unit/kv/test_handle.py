@@ -158,7 +158,7 @@ def test_signed_garbage_is_malformed(payload: bytes) -> None:
 
 def test_other_version_is_named_even_with_a_good_signature() -> None:
     data = sign(make(version=kv_handle.HANDLE_VERSION + 1), KEY)
-    with pytest.raises(TandemError, match=r"version 3; this worker reads version 2") as error:
+    with pytest.raises(TandemError, match=r"version 4; this worker reads version 3") as error:
         verify(data, KEY)
     assert error.value.code == "handle_version"
 
