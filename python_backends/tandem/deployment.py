@@ -114,17 +114,53 @@ class Faults(Section, frozen=True, kw_only=True):
     """From this request on it makes no more steps, and gives no sign of it."""
 
 
+class LoraAdapter(Section, frozen=True, kw_only=True):
+    """Weights that requests may have added to the model's."""
+
+    task_id: PositiveInt
+    """What a request names it by: ``lora_task_id``."""
+    path: str
+    """Directory of the adapter in Hugging Face form; relative to the deployment file."""
+
+
+class TensorRtLlm(Section, frozen=True, kw_only=True):
+    """Of the engine ``tensorrt_llm``: what it is told beside what all engines are."""
+
+    engine_dir: str | None = None
+    """Directory of a built TensorRT engine (TensorRT-LLM 1.2 only); when left out, the checkpoint itself is loaded. Relative
+    to the deployment file."""
+    expert_parallel_size: PositiveInt = 1
+    """Among how many of the tensor-parallel ranks the experts are shared out."""
+    attention_data_parallel: bool = False
+    """Each rank has attention whole, for requests of its own."""
+    kv_fraction: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Of the GPU memory that weights and activations leave, what the KV cache takes; when left out, ``kv_memory``."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """auto: the model's."""
+    cache_transceiver: Literal["NIXL", "UCX", "MOONCAKE"] = "NIXL"
+    """What moves KV between workers, the same for all of them. How long it may take is in [kv]."""
+    max_tokens_in_buffer: PositiveInt | None = None
+    """Tokens for which the transceiver has buffers; when left out, the longest prompt's."""
+    guided_decoding: Literal["xgrammar", "llguidance"] | None = None
+    """What holds answers to a grammar; None: requests for it are refused."""
+    lora: list[LoraAdapter] = []
+    max_lora_rank: PositiveInt = 64
+    stall_timeout_s: PositiveFloat = 120.0
+    """An engine in which no request gets on for as long is given up, and started again."""
+
+
 class Worker(Section, frozen=True, kw_only=True):
     """One engine behind one Triton stage model of the same name."""
 
     name: WorkerName
     stage: StageName
-    engine: Literal["torch", "sim"] = "torch"
+    engine: Literal["torch", "sim", "tensorrt_llm"] = "torch"
     profile: str | None = None
     """Of the engine ``sim``: how fast it is; see ``tandem.engines.sim.profiles``."""
     timing: dict[str, float] = {}
     """Of the engine ``sim``: fields of ``tandem.engines.sim.timing.Timing`` that replace the profile's."""
     faults: Faults = Faults()
+    tensorrt_llm: TensorRtLlm | None = None
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     hosts: list[Host] = []
@@ -227,8 +263,22 @@ def load_deployment(path: Path) -> Deployment:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
-    model_path = str((path.parent / deployment.model.path).resolve())
-    return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
+    return _resolve(path.parent, deployment)
+
+
+def _resolve(directory: Path, deployment: Deployment) -> Deployment:
+    """With absolute paths; those given are relative to ``directory``."""
+
+    def resolve(section: Any, field: str) -> Any:
+        return msgspec.structs.replace(section, **{field: str((directory / getattr(section, field)).resolve())})
+
+    workers = []
+    for worker in deployment.worker:
+        if section := worker.tensorrt_llm:
+            section = resolve(section, "engine_dir") if section.engine_dir else section
+            section = msgspec.structs.replace(section, lora=[resolve(adapter, "path") for adapter in section.lora])
+        workers.append(msgspec.structs.replace(worker, tensorrt_llm=section))
+    return msgspec.structs.replace(deployment, model=resolve(deployment.model, "path"), worker=workers)
 
 
 def _locate(problem: str, content: Any) -> str:
@@ -256,7 +306,10 @@ def _check(path: Path, deployment: Deployment) -> None:
         problem = 'worker: no worker has stage = "decode"; add one'
     else:
         places = [(f"worker[{i}]", w) for i, w in enumerate(deployment.worker)]
-        found = (_find_misplaced(place, w) or _find_sim_problem(place, w) for place, w in places)
+        found = (
+            _find_misplaced(place, w) or _find_sim_problem(place, w) or _find_trtllm_problem(place, w, deployment.kv)
+            for place, w in places
+        )
         problem = next(filter(None, found), None)
     if problem:
         raise TandemError("invalid_request", f"{path}: {problem}")
@@ -294,6 +347,35 @@ def _find_sim_problem(place: str, worker: Worker) -> str | None:
         return f"{place}.timing.transfer_bytes_per_s: 0.0: must be above 0"
     if worker.group_size > 1:
         return f'{place}.tensor_parallel_size: the engine "sim" is one process; its profile says how many GPUs it is'
+    return None
+
+
+def _find_trtllm_problem(place: str, worker: Worker, kv: Kv) -> str | None:
+    """What is wrong with the fields of the engine ``tensorrt_llm``."""
+    if worker.engine != "tensorrt_llm":
+        given = worker.tensorrt_llm is not None
+        return (
+            f'{place}.tensorrt_llm: is for engine = "tensorrt_llm", but the engine is {worker.engine!r}' * given or None
+        )
+    section, tensor = worker.tensorrt_llm or TensorRtLlm(), worker.tensor_parallel_size
+    if wrong := next((d for d in worker.devices if not d.startswith("cuda")), None):
+        return f'{place}.devices: {wrong!r}: engine = "tensorrt_llm" needs GPUs, as "cuda:0"'
+    if len(set(worker.devices)) != worker.group_size:
+        return f"{place}.devices: {len(set(worker.devices))} GPUs for {worker.group_size} ranks; give one for each"
+    if kv.block_size & (kv.block_size - 1):
+        return f"kv.block_size: {kv.block_size}: TensorRT-LLM's blocks hold a power of two"
+    if tensor % section.expert_parallel_size:
+        size = section.expert_parallel_size
+        return f"{place}.tensorrt_llm.expert_parallel_size: {size}: must divide tensor_parallel_size, {tensor}"
+    ids = [adapter.task_id for adapter in section.lora]
+    if duplicate := next((i for i in ids if ids.count(i) > 1), None):
+        return f"{place}.tensorrt_llm.lora.task_id: {duplicate} stands twice"
+    longest = kv.lease_s + kv.transfer_timeout_s
+    if section.stall_timeout_s <= longest:
+        return (
+            f"{place}.tensorrt_llm.stall_timeout_s: {section.stall_timeout_s:g}: must be above kv.lease_s + "
+            f"kv.transfer_timeout_s, {longest:g}, for which requests may have to wait for room"
+        )
     return None
 
 

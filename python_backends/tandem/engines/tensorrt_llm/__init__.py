@@ -12,6 +12,6 @@ In reading order:
     feeds.py          its statistics and KV events, each read by one reader
     names.py          its block hashes as Tandem's
     counters.py       what the load tells
-    tracks.py         one request inside the engine, and all of them
+    tracks.py         the requests in hand, and what they and handles hold
     engine.py         the loop; ``create`` builds it all
 """

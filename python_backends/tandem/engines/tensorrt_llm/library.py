@@ -36,11 +36,11 @@ NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
         "tensorrt_llm.llmapi",
         ("json", "json_object", "regex", "grammar", "structural_tag"),
     ),
-    "LoraConfig": ("tensorrt_llm.lora_helper", ("lora_dir", "max_lora_rank")),
+    "LoraConfig": ("tensorrt_llm.llmapi", ("lora_dir", "max_lora_rank")),
     "LoRARequest": ("tensorrt_llm.executor", ()),
 }
 """Class to the module it is imported from, and the fields that must be there."""
-ELSEWHERE = {"LoraConfig": ("tensorrt_llm.llmapi", "tensorrt_llm.lora_manager")}
+ELSEWHERE = {"LoraConfig": ("tensorrt_llm.lora_helper", "tensorrt_llm.lora_manager")}
 """Where else a version may have a class."""
 CALLED = {
     "generate_async": ("inputs", "sampling_params", "lora_request", "streaming", "disaggregated_params"),
