@@ -127,8 +127,8 @@ class TensorRtLlm(Section, frozen=True, kw_only=True):
     """Of the engine ``tensorrt_llm``: what it is told beside what all engines are."""
 
     engine_dir: str | None = None
-    """Directory of a built TensorRT engine (TensorRT-LLM 1.2 only); when left out, the checkpoint itself is loaded. Relative
-    to the deployment file."""
+    """Directory of a built TensorRT engine (TensorRT-LLM 1.2 only); when left out, the checkpoint itself is loaded.
+    Relative to the deployment file."""
     expert_parallel_size: PositiveInt = 1
     """Among how many of the tensor-parallel ranks the experts are shared out."""
     attention_data_parallel: bool = False
@@ -360,8 +360,11 @@ def _find_trtllm_problem(place: str, worker: Worker, kv: Kv) -> str | None:
     section, tensor = worker.tensorrt_llm or TensorRtLlm(), worker.tensor_parallel_size
     if wrong := next((d for d in worker.devices if not d.startswith("cuda")), None):
         return f'{place}.devices: {wrong!r}: engine = "tensorrt_llm" needs GPUs, as "cuda:0"'
-    if len(set(worker.devices)) != worker.group_size:
-        return f"{place}.devices: {len(set(worker.devices))} GPUs for {worker.group_size} ranks; give one for each"
+    each = worker.group_size // max(1, len(worker.hosts))
+    for first in range(0, worker.group_size, each):
+        here = {worker.device_of(rank) for rank in range(first, first + each)}
+        if len(here) != each:
+            return f"{place}.devices: {len(here)} GPUs for {each} ranks of a host; give one for each"
     if kv.block_size & (kv.block_size - 1):
         return f"kv.block_size: {kv.block_size}: TensorRT-LLM's blocks hold a power of two"
     if tensor % section.expert_parallel_size:

@@ -8,7 +8,7 @@ unless the name says otherwise, and always durations: no clock is compared betwe
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -423,10 +423,13 @@ class HeldByLibrary(Message, tag="library", frozen=True, kw_only=True):
 
     context_request_id: int
     opaque_state: bytes
+    """Empty: it holds none, and decode has to read the prompt itself."""
     first_token_ids: list[int]
     draft_token_ids: list[int] | None = None
     more: dict[str, int | str] = {}
     """Fields that only newer versions of the library have."""
+    first_logprobs: list[Any] | None = None
+    """Of the first token, as the library nests them."""
 
 
 class KvHandle(Message, frozen=True, kw_only=True):

@@ -11,7 +11,10 @@ In reading order:
     claims.py         decode asks prefill whether a lease still holds
     feeds.py          its statistics and KV events, each read by one reader
     names.py          its block hashes as Tandem's
+    logprobs.py       its log-probabilities
     counters.py       what the load tells
+    health.py         whether it gets on
+    reports.py        what leaves together
     tracks.py         the requests in hand, and what they and handles hold
     engine.py         the loop; ``create`` builds it all
 """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from tandem.engines.tensorrt_llm.logprobs import read_logprob
 from tandem.messages import AnyWork, FinishReason, TokenLogprob
+
+
+class WrongAnswer(Exception):
+    """The library has told something that cannot be an answer to this request."""
 
 
 class Answer:
@@ -39,13 +43,13 @@ class Answer:
         """The library has said its last: why.
 
         Raises:
-            ValueError: it gave up, by a deadline of its own.
+            WrongAnswer: it gave up, by a deadline of its own.
         """
         if self.finish_reason is not None:
             return self.finish_reason
         reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length", "cancelled": "cancelled"}
         if output.finish_reason not in reasons:
-            raise ValueError(f"the answer ended after {self._told} tokens with {output.finish_reason!r}")
+            raise WrongAnswer(f"the answer ended after {self._told} tokens with {output.finish_reason!r}")
         return reasons[output.finish_reason]
 
     def _until_end(self, new: list[int]) -> list[int]:
@@ -69,14 +73,5 @@ class Answer:
         missing = len(output.token_ids) - len(told)
         found = told[max(0, start - missing) :][: len(new)]
         if len(found) < len(new):
-            raise ValueError(f"TensorRT-LLM told {len(told)} log-probabilities for {len(output.token_ids)} tokens")
-        return [_logprob(token, entry, self._top or 0) for token, entry in zip(new, found, strict=True)]
-
-
-def _logprob(token: int, entry: Any, top: int) -> TokenLogprob:
-    """Of one place: in newer versions a number where only the chosen token's is asked for, else one for each token."""
-    if not isinstance(entry, Mapping):
-        return TokenLogprob(logprob=float(entry))
-    values = {each: float(getattr(told, "logprob", told)) for each, told in entry.items()}
-    likeliest = sorted(values.items(), key=lambda item: -item[1])[:top]
-    return TokenLogprob(logprob=values[token], top=likeliest)
+            raise WrongAnswer(f"it told {len(told)} log-probabilities for {len(output.token_ids)} tokens")
+        return [read_logprob(token, entry, self._top or 0) for token, entry in zip(new, found, strict=True)]

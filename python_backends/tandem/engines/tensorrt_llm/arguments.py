@@ -46,14 +46,13 @@ def make_arguments(
         "max_input_len": max_model_len - 1,
         "max_seq_len": max_model_len,
         "enable_chunked_prefill": True,
-        "disable_overlap_scheduler": worker.stage == "prefill",
-        "enable_iter_perf_stats": True,
         "iter_stats_max_iterations": STATISTICS_KEPT,
         "kv_cache_config": _kv_cache(library, deployment, worker, kv),
         "cache_transceiver_config": _transceiver(library, deployment, worker, max_model_len),
     }
-    if section.engine_dir is not None:
-        arguments["backend"] = "tensorrt"
+    if section.engine_dir is None:  # built engines have statistics anyhow, and their schedule is their own
+        arguments["enable_iter_perf_stats"] = True
+        arguments["disable_overlap_scheduler"] = worker.stage == "prefill"  # 1.2 refuses context phases with it
     if section.expert_parallel_size > 1:
         arguments["moe_expert_parallel_size"] = section.expert_parallel_size
     if section.attention_data_parallel:
@@ -87,7 +86,7 @@ def _kv_cache(library: Library, deployment: Deployment, worker: Worker, kv: KvFo
         enable_block_reuse=deployment.kv.prefix_cache,
         event_buffer_max_size=EVENT_BUFFER if deployment.kv.prefix_cache else 0,
         tokens_per_block=deployment.kv.block_size,
-        dtype=section.kv_dtype,
+        dtype="auto" if section.engine_dir else section.kv_dtype,  # a built engine has its own
         **limit,
     )
 

@@ -40,7 +40,7 @@ class Counters:
 
 @dataclass
 class Blocks:
-    """The library's KV blocks, as its last statistics had them. They come with steps alone, so an idle engine's are old."""
+    """The library's KV blocks, as its last statistics had them. They come with steps, so an idle engine's are old."""
 
     total: int = 0
     used: int | None = None
@@ -52,6 +52,6 @@ class Blocks:
         self.used = cache.get("usedNumBlocks", self.used)
 
     def held(self, reserved: int) -> int:
-        """Blocks in use, where requests and handles have ``reserved`` so many: less where they share some, and never more
-        than that, whatever old statistics say."""
+        """Blocks in use, where requests and handles have ``reserved`` so many: less where they share some, and never
+        more than that, whatever old statistics say."""
         return min(reserved, self.total or reserved) if self.used is None else min(reserved, self.used)

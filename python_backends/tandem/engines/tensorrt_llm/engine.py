@@ -31,13 +31,15 @@ from tandem.engines.tensorrt_llm.arguments import (
 )
 from tandem.engines.tensorrt_llm.claims import ClaimClient, ClaimServer
 from tandem.engines.tensorrt_llm.counters import Blocks, Counters
-from tandem.engines.tensorrt_llm.feeds import follow
+from tandem.engines.tensorrt_llm.feeds import Feed, follow
 from tandem.engines.tensorrt_llm.handover import HandOver, agent_name
+from tandem.engines.tensorrt_llm.health import Health
 from tandem.engines.tensorrt_llm.identity import make_info, make_kv_format, read_shape
 from tandem.engines.tensorrt_llm.library import Library, load_library
 from tandem.engines.tensorrt_llm.names import BlockNames
-from tandem.engines.tensorrt_llm.requests import Request, make_call, plan_request
-from tandem.engines.tensorrt_llm.tracks import Track, Tracks, blocks_needed
+from tandem.engines.tensorrt_llm.reports import Reports
+from tandem.engines.tensorrt_llm.requests import Request, make_call, plan_request, salt_of
+from tandem.engines.tensorrt_llm.tracks import Track, Tracks, check_room
 from tandem.engines.torch.checks import check_work
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.blocks import BlockPool
@@ -47,13 +49,11 @@ from tandem.kv.leases import LeaseTable
 from tandem.messages import (
     AnyWork,
     Decode,
-    EngineEvent,
     Failed,
     Finished,
     FinishReason,
     Generate,
     HeldByLibrary,
-    KvEvent,
     Load,
     Prefill,
     Prefilled,
@@ -68,10 +68,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 """Between looks at leases, and at the library's health."""
 STOP_TIMEOUT_S = 8.0
-
-
-class EngineEnded(Exception):
-    """The library does not get on, or has ended: the engine is to be started again."""
+FEEDS: dict[Feed, str] = {"get_stats": "_stepped", "get_kv_cache_events": "_cached"}
+"""What the library tells by the way, and who takes it."""
 
 
 def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingSink) -> Engine:
@@ -83,7 +81,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     key = handle_key()
     claim_devices(worker)
     loading("TensorRT-LLM", 0.0)
-    library = load_library()
+    library = load_library(built=section_of(worker).engine_dir is not None)
     shape = read_shape(Path(deployment.model.path))
     kv = make_kv_format(deployment, worker, shape)
     info = make_info(deployment, worker, epoch, library, kv, shape)
@@ -106,8 +104,7 @@ class TensorRtLlmEngine:
     ) -> None:
         """``llm`` is built, and is ended with the engine."""
         self._library, self._llm = library, llm
-        self._section = section_of(worker)
-        self._adapters = {adapter.task_id: adapter for adapter in self._section.lora}
+        self._adapters = {adapter.task_id: adapter for adapter in section_of(worker).lora}
         self._longest_wait_s = deployment.kv.lease_s + deployment.kv.transfer_timeout_s
         self._leases = LeaseTable(BlockPool(1), deployment.kv.lease_s)  # the blocks are the library's
         name = agent_name(info.worker_id, info.epoch)
@@ -123,11 +120,8 @@ class TensorRtLlmEngine:
         self._names = BlockNames(info.kv.block_size)
         self._counters = Counters()
         self._blocks = Blocks(total=(count_tokens(worker, info.kv) or 0) // info.kv.block_size)
-        self._events: list[EngineEvent] = []
-        self._changes: list[KvEvent] = []
-        self._last_load: Load | None = None
-        self._is_flushing = False
-        self._got_on = time.monotonic()
+        self._reports = Reports(self._load)
+        self._health = Health(library, llm, section_of(worker).stall_timeout_s)
         self._feeds: list[asyncio.Task[None]] = []
         self._is_up = threading.Event()
         self._stopping = asyncio.Event()
@@ -183,6 +177,7 @@ class TensorRtLlmEngine:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._reports.start(self._loop, self._sink)
         self._is_up.set()
         try:
             while not self._stopping.is_set():
@@ -195,33 +190,8 @@ class TensorRtLlmEngine:
     def _look(self) -> None:
         """What time brings about."""
         self._leases.expire()
-        if not self._library.is_healthy(self._llm):
-            raise EngineEnded("TensorRT-LLM's executor has ended; the lines before this one say why")
-        stalled_s = time.monotonic() - self._got_on
-        if not len(self._tracks):
-            self._got_on = time.monotonic()
-        elif stalled_s > self._section.stall_timeout_s:
-            raise EngineEnded(
-                f"none of {len(self._tracks)} requests has got on for {stalled_s:.0f} s (tensorrt_llm.stall_timeout_s): "
-                "TensorRT-LLM hangs"
-            )
-        self._flush()
-
-    def _say(self, *events: EngineEvent) -> None:
-        self._events += events
-        if not self._is_flushing:
-            self._is_flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Hand over what has happened since, and the load wherever it changed."""
-        self._is_flushing = False
-        load = self._load()
-        if self._events or self._changes or load != self._last_load:
-            events, self._events = self._events, []
-            changes, self._changes = self._changes, []
-            self._last_load = load
-            self._sink(events, load, changes)
+        self._health.check(len(self._tracks))
+        self._reports.flush()
 
     def _load(self) -> Load:
         used = self._blocks.held(self._tracks.blocks + self._handover.blocks_held)
@@ -246,21 +216,13 @@ class TensorRtLlmEngine:
             try:
                 self._accept(one)
             except TandemError as error:
-                self._say(Failed(request_id=one.request_id, code=error.code, message=error.message))
+                self._reports.say(Failed(request_id=one.request_id, code=error.code, message=error.message))
 
     def _accept(self, work: AnyWork) -> None:
         if work.request_id in self._tracks:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
         check_work(work, self._info)
-        size = self._info.kv.block_size
-        needed = blocks_needed(work, size)
-        if 0 < self._blocks.total < needed:
-            raise TandemError(
-                "prompt_too_long",
-                f"token_ids: {len(work.token_ids)} prompt tokens, with max_tokens {work.stopping.max_tokens}, need "
-                f"{needed} KV blocks of {size} tokens; worker {self._info.worker_id!r} has {self._blocks.total} "
-                "(worker.kv_memory)",
-            )
+        needed = check_room(work, self._info, self._blocks.total)
         handle = self._handover.accept(work) if isinstance(work, Decode) else None
         unread = 0 if handle is not None else self._count_unread(work)
         track = Track(work, handle, needed, unread)
@@ -271,7 +233,7 @@ class TensorRtLlmEngine:
         """Tokens of prompt and answer whose KV is not cached. At least the last one is always read."""
         known, size = [*work.token_ids, *work.output_ids], self._info.kv.block_size
         cached = 0
-        for name in hash_blocks(known[:-1], size, _salt_of(work)):
+        for name in hash_blocks(known[:-1], size, salt_of(work)):
             if name not in self._names:
                 break
             cached += size
@@ -288,6 +250,7 @@ class TensorRtLlmEngine:
         except Exception as error:
             log.warning("request %s failed", track.request_id, exc_info=True)
             self._fail(track, *self._explain(track, error))
+            self._health.failed(error)
 
     async def _run(self, track: Track) -> None:
         work, held, num_held = track.work, None, 0
@@ -296,8 +259,8 @@ class TensorRtLlmEngine:
             await self._handover.claim(track.handle)
             assert isinstance(track.handle.held, HeldByLibrary)
             held, num_held = track.handle.held, track.handle.num_tokens
-        request = plan_request(work, held, num_held)
-        self._names.expect(request.prompt, _salt_of(work))
+        request = plan_request(self._library, work, held, num_held)
+        self._names.expect(request.prompt, salt_of(work))
         self._begin(track, request)
         if isinstance(work, Prefill):
             await track.output
@@ -319,12 +282,7 @@ class TensorRtLlmEngine:
             raise TandemError("invalid_request", f"TensorRT-LLM refuses the request: {error}") from error
         track.kind, track.output = request.kind, output
         track.answer = Answer(track.work, request.first_index)
-        if not self._feeds:
-            feeds = {"get_stats": self._stepped, "get_kv_cache_events": self._cached}
-            self._feeds = [
-                self._loop.create_task(follow(self._library, self._llm, name, take))  # type: ignore[arg-type]
-                for name, take in feeds.items()
-            ]
+        self._follow_feeds()
 
     def _prefilled(self, track: Track, request: Request) -> None:
         """The context phase is over: its token, and a handle unless that ends the answer."""
@@ -336,14 +294,15 @@ class TensorRtLlmEngine:
             reason = answer.ended(output)
         handle = None
         if reason is None:
-            handle = self._handover.grant(track.request_id, request.prompt, track.output.disaggregated_params)
+            told = track.output.disaggregated_params if request.kind == "context_only" else None
+            handle = self._handover.grant(track.request_id, request.prompt, told)
         self._tracks.take(track.request_id)
-        self._say(
+        self._reports.say(
             Prefilled(
                 request_id=track.request_id,
                 handle=handle,
                 finish_reason=reason,
-                cached_tokens=_cached_tokens(track.output),
+                cached_tokens=track.cached_tokens,
                 compute_s=time.monotonic() - track.arrived,
             )
         )
@@ -370,17 +329,17 @@ class TensorRtLlmEngine:
         """Tell what is new in the library's output."""
         assert track.answer is not None
         track.has_begun = True
-        self._got_on = time.monotonic()
+        self._health.got_on()
         index, tokens, logprobs = track.answer.take(track.output.outputs[0])
         if tokens:
-            self._say(Tokens(request_id=track.request_id, index=index, token_ids=tokens, logprobs=logprobs))
+            self._reports.say(Tokens(request_id=track.request_id, index=index, token_ids=tokens, logprobs=logprobs))
 
     def _pulled(self, track: Track, seconds: float) -> None:
         """The first token has come again, so the KV is here. How many bytes that were is reckoned, not measured."""
         assert track.handle is not None
         moved = int(bytes_per_token(self._info.kv) * track.handle.num_tokens)
         self._counters.pulled(moved, seconds)
-        self._say(Pulled(request_id=track.request_id, bytes_moved=moved, seconds=seconds))
+        self._reports.say(Pulled(request_id=track.request_id, bytes_moved=moved, seconds=seconds))
 
     # ------------------------------------------------------------ ends
 
@@ -398,12 +357,12 @@ class TensorRtLlmEngine:
         for request_id in request_ids:
             if track := self._tracks.take(request_id):
                 self._abort(track)
-                self._say(Finished(request_id=request_id, reason="cancelled"))
-        self._say()  # the leases that have ended
+                self._reports.say(Finished(request_id=request_id, reason="cancelled"))
+        self._reports.say()  # the leases that have ended
 
     def _abort(self, track: Track) -> None:
-        """Stop following a request, and ask the library to stop it. It need not answer: it says nothing more of one that
-        has not begun, and heeds nothing while KV moves."""
+        """Stop following a request, and ask the library to stop it. It need not answer: it says nothing more of one
+        that has not begun, and heeds nothing while KV moves."""
         if track.output is not None:
             track.output.abort()
         if track.task is not None:
@@ -412,13 +371,13 @@ class TensorRtLlmEngine:
     def _finish(self, track: Track, reason: FinishReason) -> None:
         if self._tracks.holds(track):
             self._tracks.take(track.request_id)
-            cached = _cached_tokens(track.output) if isinstance(track.work, Generate) else 0
-            self._say(Finished(request_id=track.request_id, reason=reason, cached_tokens=cached))
+            cached = track.cached_tokens if isinstance(track.work, Generate) else 0
+            self._reports.say(Finished(request_id=track.request_id, reason=reason, cached_tokens=cached))
 
     def _fail(self, track: Track, code: ErrorCode, message: str) -> None:
         if self._tracks.holds(track):
             self._tracks.take(track.request_id)
-            self._say(Failed(request_id=track.request_id, code=code, message=message))
+            self._reports.say(Failed(request_id=track.request_id, code=code, message=message))
 
     def _explain(self, track: Track, error: Exception) -> tuple[ErrorCode, str]:
         """A failure of the library's, by what was going on."""
@@ -429,22 +388,18 @@ class TensorRtLlmEngine:
 
     # ------------------------------------------------------------ what the library tells by the way
 
+    def _follow_feeds(self) -> None:
+        """From the first request on, whose event loop they belong to."""
+        if not self._feeds:
+            for feed, take in FEEDS.items():
+                following = follow(self._library, self._llm, feed, getattr(self, take))
+                self._feeds.append(self._loop.create_task(following))
+
     def _stepped(self, statistics: Mapping[str, Any]) -> None:
-        self._got_on = time.monotonic()
+        self._health.got_on()
         self._counters.stepped(statistics)
         self._blocks.stepped(statistics)
-        self._say()
+        self._reports.say()
 
     def _cached(self, event: Mapping[str, Any]) -> None:
-        self._changes += self._names.take(event)
-        self._say()
-
-
-def _salt_of(work: AnyWork) -> str:
-    """Adapters share no KV with one another, nor with the bare model."""
-    task = work.sampling.lora_task_id
-    return work.salt if task is None else f"{work.salt} lora {task}"
-
-
-def _cached_tokens(output: Any) -> int:
-    return int(getattr(output, "cached_tokens", 0) or 0)
+        self._reports.say(changes=self._names.take(event))

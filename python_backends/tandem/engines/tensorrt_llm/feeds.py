@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 Feed = Literal["get_stats", "get_kv_cache_events"]
 
 FOREVER_S = 1e6
-"""A feed that has been empty for as long as it was to wait is dead until the next request, and what comes between is late:
-so it waits for ever."""
+"""A feed that has been empty for as long as it was to wait is dead until the next request, and what comes between is
+late: so it waits for ever."""
 CALL_S = 0.5
 """How long a call waits that blocks a thread."""
 PAUSE_S = 0.1

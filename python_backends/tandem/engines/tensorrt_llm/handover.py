@@ -10,17 +10,19 @@ from typing import Any
 
 from tandem.engines.tensorrt_llm.claims import ClaimClient
 from tandem.engines.tensorrt_llm.library import Library
+from tandem.engines.tensorrt_llm.logprobs import pack_logprobs
 from tandem.errors import TandemError
 from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
 from tandem.kv.leases import LeaseTable
 from tandem.messages import Decode, HeldByLibrary, KvHandle, WorkerInfo
 
 REDEEMED_REMEMBERED = 4096
+_NOTHING = HeldByLibrary(context_request_id=0, opaque_state=b"", first_token_ids=[])
 
 
 @dataclass(frozen=True)
 class _Pinned:
-    """KV that the library holds for a handle, until it was fetched or its own time is over: it cannot be told to let go."""
+    """KV that the library holds for a handle, until it was fetched or its time is over: it cannot be told to let go."""
 
     lease_id: int
     blocks: int
@@ -51,18 +53,33 @@ class HandOver:
         return sum(each.blocks for each in self._pinned)
 
     def grant(self, request_id: str, prompt: list[int], told: Any) -> bytes:
-        """A handle for what the context phase has ``told`` (``DisaggregatedParams``).
+        """A handle for what the context phase has ``told`` (``DisaggregatedParams``); None: there was none, and nothing
+        is held.
 
         Raises:
             TandemError: ``engine_failed``: it has told too little.
         """
+        if told is None:
+            return self._sign(request_id, prompt, _NOTHING)
         lacking = [name for name in ("ctx_request_id", "opaque_state", "first_gen_tokens") if not _get(told, name)]
         if lacking:
             raise TandemError("engine_failed", f"TensorRT-LLM's context phase has told no {', '.join(lacking)}")
-        lease_id = self._leases.grant(request_id, ())
-        blocks = -(-(len(prompt) + 1) // self._info.kv.block_size)
-        self._pinned.append(_Pinned(lease_id, blocks, time.monotonic() + self._pinned_s))
         more = {name: value for name in self._library.extra_disaggregated if (value := _get(told, name)) is not None}
+        held = HeldByLibrary(
+            context_request_id=told.ctx_request_id,
+            opaque_state=told.opaque_state,
+            first_token_ids=list(told.first_gen_tokens),
+            draft_token_ids=list(told.draft_tokens) if told.draft_tokens else None,
+            more=more,
+            first_logprobs=pack_logprobs(_get(told, "first_gen_log_probs")),
+        )
+        return self._sign(request_id, prompt, held)
+
+    def _sign(self, request_id: str, prompt: list[int], held: HeldByLibrary) -> bytes:
+        lease_id = self._leases.grant(request_id, ())
+        if held.opaque_state:
+            blocks = -(-(len(prompt) + 1) // self._info.kv.block_size)
+            self._pinned.append(_Pinned(lease_id, blocks, time.monotonic() + self._pinned_s))
         handle = KvHandle(
             version=HANDLE_VERSION,
             worker_id=self._info.worker_id,
@@ -72,13 +89,7 @@ class HandOver:
             partition=self._info.partition,
             num_tokens=len(prompt),
             tokens_digest=digest_tokens(prompt),
-            held=HeldByLibrary(
-                context_request_id=told.ctx_request_id,
-                opaque_state=told.opaque_state,
-                first_token_ids=list(told.first_gen_tokens),
-                draft_token_ids=list(told.draft_tokens) if told.draft_tokens else None,
-                more=more,
-            ),
+            held=held,
         )
         return sign(handle, self._key)
 
@@ -91,7 +102,7 @@ class HandOver:
         handle = verify(work.handle, self._key)
         known = [*work.token_ids, *work.output_ids]
         check(handle, self._info, self.peers.get(handle.worker_id), known[:-1][: handle.num_tokens])
-        if isinstance(handle.held, HeldByLibrary):
+        if isinstance(handle.held, HeldByLibrary) and handle.held.opaque_state:
             first = known[handle.num_tokens : handle.num_tokens + len(handle.held.first_token_ids)]
             if handle.held.first_token_ids != first:
                 raise TandemError(

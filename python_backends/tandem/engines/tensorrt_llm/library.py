@@ -36,11 +36,13 @@ NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
         "tensorrt_llm.llmapi",
         ("json", "json_object", "regex", "grammar", "structural_tag"),
     ),
-    "LoraConfig": ("tensorrt_llm.llmapi", ("lora_dir", "max_lora_rank")),
+    "LoraConfig": ("tensorrt_llm.lora_helper", ("lora_dir", "max_lora_rank")),
     "LoRARequest": ("tensorrt_llm.executor", ()),
+    "RequestError": ("tensorrt_llm.executor", ()),
+    "Logprob": ("tensorrt_llm.executor.result", ("logprob", "rank")),
 }
 """Class to the module it is imported from, and the fields that must be there."""
-ELSEWHERE = {"LoraConfig": ("tensorrt_llm.lora_helper", "tensorrt_llm.lora_manager")}
+ELSEWHERE = {"LoraConfig": ("tensorrt_llm.llmapi", "tensorrt_llm.lora_manager")}
 """Where else a version may have a class."""
 CALLED = {
     "generate_async": ("inputs", "sampling_params", "lora_request", "streaming", "disaggregated_params"),
@@ -49,6 +51,8 @@ CALLED = {
     "shutdown": (),
 }
 """Methods of ``LLM`` and their parameters."""
+BUILT_ENGINES = "tensorrt_llm._tensorrt_engine"
+"""Where ``LLM`` is for directories that ``trtllm-build`` has written, up to 1.2."""
 OLDEST = "1.2"
 
 
@@ -74,6 +78,12 @@ class Library:
         return parameter in _parameters(getattr(self.classes["LLM"], method))
 
     @property
+    def takes_first_logprobs(self) -> bool:
+        """Whether a generation phase can be told the first token's log-probabilities. Where it cannot, it fails when
+        some are asked for."""
+        return self.has("DisaggregatedParams", "first_gen_log_probs")
+
+    @property
     def extra_disaggregated(self) -> tuple[str, ...]:
         """Fields of ``DisaggregatedParams`` that newer versions have, and want to get back as they gave them."""
         newer = ("disagg_request_id", "ctx_dp_rank", "ctx_info_endpoint")
@@ -81,19 +91,20 @@ class Library:
 
     @staticmethod
     def is_healthy(llm: Any) -> bool:
-        """Whether its executor runs. It says so by a private method, which a version may lack: then it is believed."""
+        """Whether its executor runs. From 1.3 on a private method tells; before, only requests that fail do."""
         check = getattr(llm, "_check_health", None)
         return bool(check()) if callable(check) else True
 
     @staticmethod
     def answers_by_call(llm: Any) -> bool:
-        """Whether statistics and events are fetched by a call that blocks, as where the executor is reached by RPC; else
-        they are in queues, which belong to the event loop of the first request."""
+        """Whether statistics and events are fetched by a call that blocks, as where the executor is reached by RPC;
+        else they are in queues, which belong to the event loop of the first request."""
         return getattr(getattr(llm, "_executor", None), "rpc_client", None) is not None
 
 
-def load_library() -> Library:
-    """Import TensorRT-LLM, which takes long the first time, and look whether it has what Tandem needs.
+def load_library(*, built: bool = False) -> Library:
+    """Import TensorRT-LLM, which takes long the first time, and look whether it has what Tandem needs; ``built``: to
+    load an engine that was built, and not a checkpoint.
 
     Raises:
         TandemError: ``environment``: it is not there, or lacks something; names it.
@@ -103,8 +114,8 @@ def load_library() -> Library:
     except Exception as error:  # with a driver that does not fit, importing it raises whatever CUDA does
         raise TandemError(
             "environment",
-            f"worker.engine: 'tensorrt_llm' cannot be imported: {type(error).__name__}: {error}; it comes with NVIDIA's "
-            "Triton container for TensorRT-LLM, see docs/tensorrt_llm.md",
+            f"worker.engine: 'tensorrt_llm' cannot be imported: {type(error).__name__}: {error}; it comes with "
+            "NVIDIA's Triton container for TensorRT-LLM, see docs/tensorrt_llm.md",
         ) from error
     classes, missing = {}, []
     for name, (module, needed) in NEEDED.items():
@@ -114,7 +125,14 @@ def load_library() -> Library:
             continue
         classes[name] = kind
         missing += [f"{name}.{field}" for field in needed if field not in _fields(kind)]
+    if built and (kind := _find("LLM", (BUILT_ENGINES,))) is None:
+        raise TandemError(
+            "environment",
+            f"worker.tensorrt_llm.engine_dir: TensorRT-LLM {version} has no {BUILT_ENGINES}.LLM, and loads checkpoints "
+            "only; leave engine_dir out",
+        )
     if "LLM" in classes:
+        classes["LLM"] = kind if built else classes["LLM"]
         missing += _find_missing_methods(classes["LLM"])
     if missing:
         raise TandemError(

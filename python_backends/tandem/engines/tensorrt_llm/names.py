@@ -1,4 +1,4 @@
-"""The library's KV events as Tandem's: its hashes are its own, so blocks are named anew by the tokens that events carry."""
+"""The library's KV events as Tandem's: its hashes are its own, so blocks are named anew by the tokens in the events."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tandem.deployment import LoraAdapter
 from tandem.engines.tensorrt_llm.library import Library
+from tandem.engines.tensorrt_llm.logprobs import unpack_logprobs
 from tandem.errors import TandemError
 from tandem.messages import AnyWork, Guide, HeldByLibrary, Prefill, Sampling
 
@@ -34,17 +35,20 @@ class Request:
     held: HeldByLibrary | None = None
 
 
-def plan_request(work: AnyWork, held: HeldByLibrary | None, num_held: int) -> Request:
+def plan_request(library: Library, work: AnyWork, held: HeldByLibrary | None, num_held: int) -> Request:
     """How ``work`` is done. ``held`` is KV of the first ``num_held`` tokens of prompt and answer.
 
-    The library goes on from KV only where all tokens but the last are in it; otherwise all is read anew. A prefill whose
-    one token ends the answer is no context phase: KV that nobody fetches would stay until its time is over.
+    The library goes on from KV only where all tokens but the last are in it; otherwise all is read anew. A prefill is
+    no context phase where its token ends the answer, or its KV would be of no use: it would stay until its time is
+    over.
     """
     known = [*work.token_ids, *work.output_ids]
     if isinstance(work, Prefill):
         ends = len(work.output_ids) + 1 >= work.stopping.max_tokens
-        return Request("context_and_generation" if ends else "context_only", known, len(work.output_ids))
-    if held is not None and num_held == len(known) - 1 and held.first_token_ids == known[num_held:]:
+        is_useless = work.sampling.logprobs is not None and not library.takes_first_logprobs
+        kind: Kind = "context_and_generation" if ends or is_useless else "context_only"
+        return Request(kind, known, len(work.output_ids))
+    if held is not None and held.opaque_state and held.first_token_ids == known[num_held:]:
         return Request("generation_only", known[:num_held], len(work.output_ids) - 1, held)
     return Request("context_and_generation", known, len(work.output_ids))
 
@@ -79,16 +83,15 @@ def make_call(
 
 
 def _make_sampling(library: Library, work: AnyWork, request: Request) -> Any:
-    """Stop tokens are told as such: the end-of-text token is one of them, if it is to count at all. Where an answer has a
-    least length none are told, since the library would stop at them all the same; ``answer.py`` sees to it."""
+    """Stop tokens are told as such: the end-of-text token is one of them, if it is to count at all. Where an answer
+    has a least length none are told, since the library would stop at them all the same; ``answer.py`` sees to it."""
     s, stopping = work.sampling, work.stopping
     has_least = stopping.min_tokens > request.first_index
     return library.SamplingParams(
-        max_tokens=stopping.max_tokens - request.first_index,
+        max_tokens=1 if isinstance(work, Prefill) else stopping.max_tokens - request.first_index,
         stop_token_ids=list(stopping.stop_token_ids) if stopping.stop_token_ids and not has_least else None,
         include_stop_str_in_output=True,
-        ignore_eos=True,
-        end_id=-1,
+        end_id=-1,  # none; by ``ignore_eos`` newer versions would ignore all stop tokens
         pad_id=0,
         detokenize=False,
         logprobs=None if s.logprobs is None else max(1, s.logprobs),
@@ -135,4 +138,11 @@ def _make_disaggregated(library: Library, request: Request) -> Any:
         first_gen_tokens=list(held.first_token_ids),
         draft_tokens=held.draft_token_ids,
         **held.more,
+        **({"first_gen_log_probs": unpack_logprobs(library, held.first_logprobs)} if held.first_logprobs else {}),
     )
+
+
+def salt_of(work: AnyWork) -> str:
+    """What sets its cached blocks apart. Adapters share none with one another, nor with the bare model."""
+    task = work.sampling.lora_task_id
+    return work.salt if task is None else f"{work.salt} lora {task}"

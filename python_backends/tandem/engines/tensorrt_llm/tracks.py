@@ -9,7 +9,8 @@ from typing import Any
 
 from tandem.engines.tensorrt_llm.answer import Answer
 from tandem.engines.tensorrt_llm.requests import Kind
-from tandem.messages import AnyWork, KvHandle, Prefill
+from tandem.errors import TandemError
+from tandem.messages import AnyWork, KvHandle, Prefill, WorkerInfo
 
 
 @dataclass(eq=False)
@@ -36,6 +37,11 @@ class Track:
     def request_id(self) -> str:
         """The request's id."""
         return self.work.request_id
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the library did not have to read."""
+        return int(getattr(self.output, "cached_tokens", 0) or 0)
 
     @property
     def is_transferring(self) -> bool:
@@ -91,8 +97,19 @@ class Tracks:
         return sum(t.blocks for t in self._in_hand.values()) + sum(blocks for _, blocks in self._lingering)
 
 
-def blocks_needed(work: AnyWork, block_size: int) -> int:
-    """What the library sets aside for a request before it begins."""
-    tokens = len(work.token_ids)
-    tokens += len(work.output_ids) + 1 if isinstance(work, Prefill) else work.stopping.max_tokens
-    return -(-tokens // block_size)
+def check_room(work: AnyWork, info: WorkerInfo, blocks_total: int) -> int:
+    """Blocks that the library sets aside for a request before it begins. ``blocks_total``: 0 until they are known.
+
+    Raises:
+        TandemError: ``prompt_too_long``: there are not as many.
+    """
+    size, prompt = info.kv.block_size, len(work.token_ids)
+    answer = len(work.output_ids) + 1 if isinstance(work, Prefill) else work.stopping.max_tokens
+    needed = -(-(prompt + answer) // size)
+    if 0 < blocks_total < needed:
+        raise TandemError(
+            "prompt_too_long",
+            f"token_ids: {prompt} prompt tokens, with max_tokens {work.stopping.max_tokens}, need {needed} KV blocks "
+            f"of {size} tokens; worker {info.worker_id!r} has {blocks_total} (worker.kv_memory)",
+        )
+    return needed
