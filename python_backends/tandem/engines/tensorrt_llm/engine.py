@@ -250,7 +250,6 @@ class TensorRtLlmEngine:
         except Exception as error:
             log.warning("request %s failed", track.request_id, exc_info=True)
             self._fail(track, *self._explain(track, error))
-            self._health.failed(error)
 
     async def _run(self, track: Track) -> None:
         work, held, num_held = track.work, None, 0
@@ -263,7 +262,8 @@ class TensorRtLlmEngine:
         self._names.expect(request.prompt, salt_of(work))
         self._begin(track, request)
         if isinstance(work, Prefill):
-            await track.output
+            with self._health.watch(Exception):
+                await track.output
             self._prefilled(track, request)
         else:
             await self._stream(track, began)
@@ -277,8 +277,9 @@ class TensorRtLlmEngine:
         streaming = not isinstance(track.work, Prefill)
         try:
             call = make_call(self._library, track.work, request, self._adapters, streaming=streaming)
-            output = self._llm.generate_async(**call)
-        except (ValueError, TypeError) as error:
+            with self._health.watch(RuntimeError):
+                output = self._llm.generate_async(**call)
+        except (ValueError, TypeError, self._library.RequestError) as error:
             raise TandemError("invalid_request", f"TensorRT-LLM refuses the request: {error}") from error
         track.kind, track.output = request.kind, output
         track.answer = Answer(track.work, request.first_index)
@@ -311,7 +312,7 @@ class TensorRtLlmEngine:
         """Tokens as they come, to the end of the answer."""
         late = self._loop.call_later(self._longest_wait_s, self._transfer_is_late, track)
         try:
-            async for output in track.output:
+            async for output in self._health.steps(track.output):
                 if track.is_transferring:
                     self._pulled(track, time.monotonic() - began)
                 self._told(track)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from tandem.engines.tensorrt_llm.answer import WrongAnswer
 from tandem.engines.tensorrt_llm.library import Library
 
 
@@ -26,10 +27,23 @@ class Health:
         """Something has come out."""
         self._got_on = time.monotonic()
 
-    def failed(self, error: Exception) -> None:
-        """A request has failed. Errors that are not of its own are the engine's: the library ends with them."""
-        if not isinstance(error, (self._library.RequestError, WrongAnswer)):
+    @contextlib.contextmanager
+    def watch(self, *fatal: type[Exception]) -> Iterator[None]:
+        """Around a request's call or wait. Errors of the types ``fatal`` that are not the request's own are the
+        engine's: the library ends with them."""
+        try:
+            yield
+        except self._library.RequestError:
+            raise
+        except fatal as error:
             self._error = error
+            raise
+
+    async def steps(self, output: Any) -> AsyncIterator[Any]:
+        """What a result is iterated over for, watched."""
+        with self.watch(Exception):
+            async for step in output:
+                yield step
 
     def check(self, in_hand: int) -> None:
         """To be called now and then.

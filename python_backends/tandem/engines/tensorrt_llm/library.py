@@ -42,8 +42,6 @@ NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
     "Logprob": ("tensorrt_llm.executor.result", ("logprob", "rank")),
 }
 """Class to the module it is imported from, and the fields that must be there."""
-ELSEWHERE = {"LoraConfig": ("tensorrt_llm.llmapi", "tensorrt_llm.lora_manager")}
-"""Where else a version may have a class."""
 CALLED = {
     "generate_async": ("inputs", "sampling_params", "lora_request", "streaming", "disaggregated_params"),
     "get_stats_async": ("timeout",),
@@ -119,13 +117,13 @@ def load_library(*, built: bool = False) -> Library:
         ) from error
     classes, missing = {}, []
     for name, (module, needed) in NEEDED.items():
-        kind = _find(name, (module, *ELSEWHERE.get(name, ())))
+        kind = _find(name, module)
         if kind is None:
             missing.append(f"{module}.{name}")
             continue
         classes[name] = kind
         missing += [f"{name}.{field}" for field in needed if field not in _fields(kind)]
-    if built and (kind := _find("LLM", (BUILT_ENGINES,))) is None:
+    if built and (kind := _find("LLM", BUILT_ENGINES)) is None:
         raise TandemError(
             "environment",
             f"worker.tensorrt_llm.engine_dir: TensorRT-LLM {version} has no {BUILT_ENGINES}.LLM, and loads checkpoints "
@@ -151,15 +149,11 @@ def _find_missing_methods(llm: Any) -> Iterable[str]:
         yield from (f"LLM.{method}({p}=)" for p in parameters if p not in _parameters(function))
 
 
-def _find(name: str, modules: Iterable[str]) -> Any:
-    for module in modules:
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except ImportError:
-            continue
-        if found is not None:
-            return found
-    return None
+def _find(name: str, module: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
 
 
 def _fields(kind: Any) -> set[str]:
