@@ -249,7 +249,9 @@ class TensorRtLlmEngine:
             self._fail(track, error.code, error.message)
         except Exception as error:
             log.warning("request %s failed", track.request_id, exc_info=True)
-            self._fail(track, *self._explain(track, error))
+            code: ErrorCode = "transfer_failed" if track.is_transferring else "engine_failed"
+            words = f"TensorRT-LLM on worker {self._info.worker_id!r}: {type(error).__name__}: {error}"
+            self._fail(track, code, f"the KV did not come: {words}" if track.is_transferring else words)
 
     async def _run(self, track: Track) -> None:
         work, held, num_held = track.work, None, 0
@@ -379,13 +381,6 @@ class TensorRtLlmEngine:
         if self._tracks.holds(track):
             self._tracks.take(track.request_id)
             self._reports.say(Failed(request_id=track.request_id, code=code, message=message))
-
-    def _explain(self, track: Track, error: Exception) -> tuple[ErrorCode, str]:
-        """A failure of the library's, by what was going on."""
-        words = f"TensorRT-LLM on worker {self._info.worker_id!r}: {type(error).__name__}: {error}"
-        if track.is_transferring:
-            return "transfer_failed", f"the KV did not come: {words}"
-        return "engine_failed", words
 
     # ------------------------------------------------------------ what the library tells by the way
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tandem.deployment import Deployment, Kv, Model, Worker
+from tests import fakes
 from tests.unit.engines.torch.support import make_model
 
-ROOT = Path(__file__).resolve().parents[4]
 LEASE_S = 60.0
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 512
@@ -24,8 +24,8 @@ class Subject:
     engine: str
     token_bytes: int
     worker: dict[str, Any]
-    path: str = ""
-    """Put before all others, relative to the repository."""
+    is_fake: bool = False
+    """Its library is a stand-in."""
     environment: dict[str, str] = field(default_factory=dict)
     stall: dict[str, str] = field(default_factory=dict)
     """Environment of a prefill worker from which no KV comes. None is needed where it need only not know its peer."""
@@ -37,8 +37,8 @@ class Subject:
         """What it needs around it."""
         for name, value in self.environment.items():
             patch.setenv(name, value)
-        if self.path:
-            patch.syspath_prepend(str(ROOT / self.path))
+        if self.is_fake:
+            fakes.use(patch)
 
     def deploy(self, model_dir: Path, *, lease_s: float = LEASE_S, blocks: int | None = None, **kv: Any) -> Deployment:
         """A prefill and two decode workers with room for ``blocks`` blocks each."""
@@ -63,7 +63,7 @@ SUBJECTS = [
         "tensorrt_llm",
         token_bytes=3 * 2 * 2 * 16 * 4,
         worker={"devices": ["cuda:0"]},
-        path="tests/fakes",
+        is_fake=True,
         environment={"FAKE_TRTLLM_KV_BLOCKS": "100000", "CUDA_VISIBLE_DEVICES": "0", "TRTLLM_VISIBLE_DEVICES": "0"},
         stall={"FAKE_TRTLLM_FAULTS": "transfer_lost"},
         moves_kv_itself=False,
