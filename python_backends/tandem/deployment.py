@@ -265,8 +265,22 @@ def load_deployment(path: Path) -> Deployment:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
-    model_path = str((path.parent / deployment.model.path).resolve())
-    return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
+    return _resolve(path.parent, deployment)
+
+
+def _resolve(directory: Path, deployment: Deployment) -> Deployment:
+    """With absolute paths; those given are relative to ``directory``."""
+
+    def resolve(section: Any, field: str) -> Any:
+        return msgspec.structs.replace(section, **{field: str((directory / getattr(section, field)).resolve())})
+
+    workers = []
+    for worker in deployment.worker:
+        if section := worker.tensorrt_llm:
+            section = resolve(section, "engine_dir") if section.engine_dir else section
+            section = msgspec.structs.replace(section, lora=[resolve(adapter, "path") for adapter in section.lora])
+        workers.append(msgspec.structs.replace(worker, tensorrt_llm=section))
+    return msgspec.structs.replace(deployment, model=resolve(deployment.model, "path"), worker=workers)
 
 
 def locate(problem: str, content: Any) -> str:

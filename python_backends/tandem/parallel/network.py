@@ -60,6 +60,22 @@ def use_network(deployment: Deployment) -> None:
         os.environ.setdefault(name, interface)
 
 
+def own_address(deployment: Deployment) -> str:
+    """Where this host listens for workers elsewhere: its address in ``parallel.subnet``, or loopback without one.
+
+    Raises:
+        TandemError: ``invalid_request``: this host is not in that network.
+    """
+    if deployment.parallel.subnet is None:
+        return "127.0.0.1"
+    network = ipaddress.ip_network(deployment.parallel.subnet, strict=False)
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if address.family == socket.AF_INET and ipaddress.ip_address(address.address) in network:
+                return str(address.address)
+    raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no IPv4 address in {network}")
+
+
 def find_interface(subnet: str) -> str:
     """This host's interface in ``subnet``.
 

@@ -34,8 +34,10 @@ ENDS = (Finished, Failed, Prefilled)
 class Harness:
     """An engine and all that it has said."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, lets_go_at_once: bool = True) -> None:
+        """``lets_go_at_once``: the KV of handles that were given up is free as soon as they are."""
         self.engine = engine
+        self._idle = ("queued", "running", "handles_held", *(["blocks_used"] if lets_go_at_once else []))
         self.load = Load()
         self.cached: set[int] = set()
         """Names of the blocks that can be reused, by what the engine has told."""
@@ -84,9 +86,16 @@ class Harness:
 
     def until_idle(self) -> Load:
         """Wait until nothing is queued, running or held."""
-        for field in ("queued", "running", "handles_held", "blocks_used"):
+        for field in self._idle:
             self.until(field, 0)
         return self.load
+
+    def until_at_least(self, field: str, value: int) -> None:
+        """Wait until a field of the load has come to this value."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while getattr(self.load, field) < value:
+            assert time.monotonic() < deadline, (field, value, self.load)
+            time.sleep(0.002)
 
 
 def make_work(request_id: str, token_ids: list[int], max_tokens: int = 8, **fields: Any) -> Generate:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tandem.deployment import Deployment, Kv, Model, Worker
+from tests import fakes
 from tests.unit.engines.torch.support import make_model
 
 LEASE_S = 60.0
@@ -16,14 +19,30 @@ MAX_MODEL_LEN = 512
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine, and the fields of [[worker]] that choose it and gives it KV memory."""
+    """An engine, and the fields of [[worker]] that choose it and give it KV memory."""
 
     engine: str
     token_bytes: int
     worker: dict[str, Any]
+    is_fake: bool = False
+    """Its library is a stand-in."""
+    environment: dict[str, str] = field(default_factory=dict)
+    stall: dict[str, str] = field(default_factory=dict)
+    """Environment of a prefill worker from which no KV comes. None is needed where it need only not know its peer."""
+    moves_kv_itself: bool = True
+    """Else the engine's library does: a lease then ends before the transfer, and what was given up stays where it is
+    until the library's own time for it is over."""
 
-    def deploy(self, model_dir: Path, *, lease_s: float = LEASE_S, blocks: int = 1000, **kv: Any) -> Deployment:
+    def prepare(self, patch: pytest.MonkeyPatch) -> None:
+        """What it needs around it."""
+        for name, value in self.environment.items():
+            patch.setenv(name, value)
+        if self.is_fake:
+            fakes.use(patch)
+
+    def deploy(self, model_dir: Path, *, lease_s: float = LEASE_S, blocks: int | None = None, **kv: Any) -> Deployment:
         """A prefill and two decode workers with room for ``blocks`` blocks each."""
+        blocks = blocks or (1000 if self.moves_kv_itself else 20_000)  # what was given up adds up
         kib = -(-blocks * BLOCK_SIZE * self.token_bytes // 1024)
         common = {"threads": 1, "max_batch_size": 8, "kv_memory": f"{kib}KiB", "engine": self.engine} | self.worker
         return Deployment(
@@ -40,6 +59,15 @@ class Subject:
 
 SUBJECTS = [
     Subject("torch", token_bytes=3 * 2 * 2 * 16 * 4, worker={}),
+    Subject(
+        "tensorrt_llm",
+        token_bytes=3 * 2 * 2 * 16 * 4,
+        worker={"devices": ["cuda:0"]},
+        is_fake=True,
+        environment={"FAKE_TRTLLM_KV_BLOCKS": "100000", "CUDA_VISIBLE_DEVICES": "0", "TRTLLM_VISIBLE_DEVICES": "0"},
+        stall={"FAKE_TRTLLM_FAULTS": "transfer_lost"},
+        moves_kv_itself=False,
+    ),
     Subject("sim", token_bytes=1024, worker={"profile": "instant", "timing": {"overhead_s": 1e-3}}),
 ]
 

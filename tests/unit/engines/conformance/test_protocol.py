@@ -183,7 +183,7 @@ def test_load_counts_what_was_done(pair: Pair) -> None:
     after = pair.decode.until_idle()
     assert after.pulls == before.pulls + 1
     assert after.bytes_pulled > before.bytes_pulled
-    assert after.steps >= before.steps + 5
+    pair.decode.until_at_least("steps", before.steps + 5)
     assert after.blocks_total > 0
     pair.prefill.until("handles_granted", granted + 1)
     pair.prefill.until_idle()

@@ -138,10 +138,9 @@ def test_a_handle_of_a_stranger_is_refused(pair: Pair, start: Callable[..., Harn
     pair.prefill.until_idle()
 
 
-def test_a_pull_that_nobody_confirms_fails_at_its_deadline(start: Callable[..., Harness]) -> None:
-    """Prefill does not know the decode worker, and so leaves its question without an answer."""
-    prefill, decode = start("prefill_0"), start("decode_0", transfer_timeout_s=0.2)
-    decode.engine.pair(prefill.engine.info)
+def test_a_pull_that_does_not_end_fails_at_its_deadline(stalled_pair: Callable[[float], Pair]) -> None:
+    pair = stalled_pair(0.2)
+    prefill, decode = pair.prefill, pair.decode
     work = make_work("unheard", PROMPT)
     (events,) = prefill.run(as_prefill(work))
     (end,) = decode.run(as_decode(work, tokens_of(events), handle_of(events)))[0]

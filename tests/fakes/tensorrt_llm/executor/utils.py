@@ -1,0 +1,5 @@
+"""Errors."""
+
+from tensorrt_llm._results import RequestError
+
+__all__ = ["RequestError"]
