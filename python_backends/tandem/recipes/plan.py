@@ -14,7 +14,7 @@ from tandem.messages import StageName
 from tandem.recipes.commands import EXAMPLES, Step, plan_engine
 from tandem.recipes.memory import check_fit
 from tandem.recipes.recipe import Recipe
-from tandem.recipes.workers import make_worker, to_toml
+from tandem.recipes.workers import llm_arguments, make_worker, to_toml, to_yaml
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 EXAMPLES_VARIABLE = "TANDEM_TRTLLM_EXAMPLES"
@@ -40,6 +40,15 @@ class Plan:
     def worker_text(self) -> str:
         """What is written there."""
         return to_toml(self.recipe, self.workers)
+
+    @property
+    def files(self) -> dict[Path, str]:
+        """What is written beside engines: the deployment's part, and what ``tensorrt_llm.LLM`` will be given for it."""
+        given = {
+            self.directory / f"{worker.stage}.yaml": to_yaml(llm_arguments(self.recipe, worker))
+            for worker in self.workers
+        }
+        return {self.worker_file: self.worker_text, **given}
 
 
 def make_plan(recipe: Recipe, out: Path) -> Plan:

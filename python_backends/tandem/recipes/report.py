@@ -22,11 +22,12 @@ def describe(plan: Plan) -> str:
         lines += [f"{number}. {step.title}, into {step.output}", *_format(step), ""]
     if not plan.steps:
         lines += ["Nothing is to be built: the PyTorch backend loads the checkpoint itself.", ""]
-    lines += [f"Written to {plan.worker_file}, for a deployment file:"]
-    lines += [f"    {line}".rstrip() for line in plan.worker_text.splitlines()]
+    for path, text in plan.files.items():
+        what = "for a deployment file" if path == plan.worker_file else "which the engine gives to tensorrt_llm.LLM"
+        lines += [f"Written to {path}, {what}:", *(f"    {line}".rstrip() for line in text.splitlines()), ""]
     if plan.steps:
-        lines += ["", "Where each option was read, in NVIDIA/TensorRT-LLM:", *_sources(plan.steps)]
-    return "\n".join(lines) + "\n"
+        lines += ["Where each option was read, in NVIDIA/TensorRT-LLM:", *_sources(plan.steps)]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def describe_memory(recipe: Recipe) -> Iterator[str]:

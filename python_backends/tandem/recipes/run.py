@@ -38,7 +38,8 @@ def run_plan(plan: Plan, progress: Progress) -> None:
             for number, step in enumerate(todo, 1):
                 progress(f"{number} of {len(todo)}: {step.title}")
                 run_step(step, plan.directory / "logs")
-            plan.worker_file.write_text(plan.worker_text)
+            for path, text in plan.files.items():
+                path.write_text(text)
     except OSError as error:
         raise TandemError("environment", f"{plan.directory} cannot be written: {error}") from error
 

@@ -41,6 +41,7 @@ def make_arguments(
         "dtype": deployment.model.dtype,
         "tensor_parallel_size": worker.tensor_parallel_size,
         "pipeline_parallel_size": worker.pipeline_parallel_size,
+        "gpus_per_node": worker.group_size // max(1, len(worker.hosts)),  # a rank's device is its number modulo this
         "max_batch_size": worker.max_batch_size,
         "max_num_tokens": worker.max_batch_tokens,
         "max_input_len": max_model_len - 1,
