@@ -61,6 +61,7 @@ class Engine:
         self._sending: list[Sequence] = []
         self._next_request_id = args.max_batch_size
         self._fatal: BaseException | None = None
+        self._ended = False
         self.stopped = False
         self._thread = Thread(target=self._run, daemon=True, name="fake-engine")
         self._thread.start()
@@ -75,7 +76,11 @@ class Engine:
         return not self.stopped and self._fatal is None and self._thread.is_alive()
 
     def submit(self, sequence: Sequence) -> None:
+        """Take a request; raises what has ended the engine, if something has."""
         with self._wake:
+            if self._ended and self._fatal is not None:
+                self.stopped = True
+                raise self._fatal
             self._incoming.append(sequence)
             self._wake.notify()
 
@@ -92,13 +97,12 @@ class Engine:
 
     def stop(self) -> None:
         with self._wake:
-            if self.stopped:
-                return
             self.stopped = True
             self._wake.notify()
         self._thread.join(5)
         if self._server is not None:
             self._server.close()
+            self._server = None
 
     def next_request_id(self) -> int:
         self._next_request_id += 1
@@ -116,10 +120,14 @@ class Engine:
                 os._exit(134)  # what abort() in the real library's C++ leaves
             if self.faults.strikes("fatal"):
                 self.fail(RuntimeError("CUDA error: an illegal memory access was encountered"))
+                break
             while self.faults.strikes("hang") and not self.stopped:
                 time.sleep(0.01)
             self._step()
-        for sequence in [*self._incoming, *self._queued, *self._active] if self._fatal else []:
+        with self._wake:
+            in_hand, self._incoming = [*self._incoming, *self._queued, *self._active], []
+            self._ended = True
+        for sequence in in_hand if self._fatal else []:
             self.answer(sequence, Response(error=self._fatal))
 
     def _take_in(self) -> bool:

@@ -2,7 +2,7 @@
 
 TensorRT-LLM has no types where it cannot be installed, so the kinds of values are told by names: of variables
 (``NAMES``), of classes that are called, of what their methods give back. An attribute, a keyword, a key or a method
-that the description does not have is a violation; so is a name that a version lacks, unless it stands under a condition.
+that the description does not have is a violation; so is a name that a version lacks, if it stands under no condition.
 """
 
 from __future__ import annotations
