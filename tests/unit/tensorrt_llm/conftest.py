@@ -35,7 +35,7 @@ def make_llm(fake: Any, model_dir: Path) -> Iterator[MakeLLM]:
     """Engines that can do both phases; keywords are of ``LLM``, or of its transceiver and cache settings."""
     made: list[Any] = []
 
-    def make(*, timeout_ms: int | None = 2000, cache: dict[str, Any] | None = None, **settings: Any) -> Any:
+    def make(*, timeout_ms: int | None = 60_000, cache: dict[str, Any] | None = None, **settings: Any) -> Any:
         transceiver = {"backend": "UCX", "kv_transfer_timeout_ms": timeout_ms}
         chosen = {"cache_transceiver_config": transceiver, "disable_overlap_scheduler": True, **settings}
         kv_cache = {"tokens_per_block": 4, "event_buffer_max_size": 100, **(cache or {})}

@@ -37,6 +37,10 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.002)
 
 
+async def take(feed: Any, count: int) -> list[Any]:
+    return [await anext(feed) for _ in range(count)]
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -155,12 +159,12 @@ def test_kv_made_in_one_process_is_fetched_by_another_once(fake: Any, make_llm: 
         def handle() -> Any:
             return fake.DisaggregatedParams(**said)
 
-        llm = make_llm(timeout_ms=200)
+        llm, hasty = make_llm(timeout_ms=60_000), make_llm(timeout_ms=50)
         assert said["first_gen_tokens"] == expected(1)
         # The first token is told again; the others follow from the KV that was fetched, not from the prompt.
         assert asyncio.run(decode(llm, PROMPT, handle())) == expected(6)
         with pytest.raises(RuntimeError, match="timed out"):
-            asyncio.run(decode(llm, PROMPT, handle()))
+            asyncio.run(decode(hasty, PROMPT, handle()))
         process.kill()
     with pytest.raises(RuntimeError, match="Error in kv cache transfer for generation requests"):
         asyncio.run(decode(llm, PROMPT, handle()))
@@ -184,7 +188,6 @@ async def _pinned(late: Any, never: Any) -> None:
     for llm in (late, never):
         output = await prefill(llm, PROMPT)
         output.abort()  # finished: nothing is heard of it, and nothing is freed
-        assert of(llm, "used") == 6
     await until(lambda: of(late, "used") == 0)
     assert of(never, "used") == 6
 
@@ -221,14 +224,13 @@ async def _abort(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert running.outputs[0].finish_reason == "cancelled"
     with pytest.raises(asyncio.TimeoutError):  # taken out of the queue without a word
         await asyncio.wait_for(queued.aresult(), 0.05)
-    monkeypatch.setenv("FAKE_TRTLLM_TRANSFER_MS", "100")
+    monkeypatch.setenv("FAKE_TRTLLM_TRANSFER_MS", "50")
     fetching = start_decode(llm, PROMPT, (await prefill(llm, PROMPT)).outputs[0].disaggregated_params)
     await until(lambda: llm._executor._active)
     fetching.abort()
-    with pytest.raises(asyncio.TimeoutError):  # not while the KV is on its way
-        await asyncio.wait_for(fetching.aresult(), 0.05)
     await fetching
     assert fetching.outputs[0].finish_reason == "cancelled"
+    assert fetching._sequence.fetch.kv is not None  # not before its KV had come
     await until(lambda: of(llm, "used") == 0)
 
 
@@ -251,7 +253,7 @@ async def _feeds(llm: Any) -> None:
     blocks = [block for each in events[1:] for block in each["data"]["blocks"]]
     assert [token["token_id"] for block in blocks for token in block["tokens"]] == (PROMPT + expected(2))
     assert len(blocks[-1]["tokens"]) == 1  # the last one is stored though it is not full
-    statistics = [each async for each in llm.get_stats_async(timeout=0.05)]
+    statistics = await take(llm.get_stats_async(timeout=60), 3)
     assert [each["iter"] for each in statistics] == [1, 2, 3]
     assert statistics[0]["inflightBatchingStats"]["numCtxTokens"] == len(PROMPT)
     llm.generate_async(PROMPT[:2], sampling_params=sampling(2))
@@ -264,10 +266,11 @@ def test_feeds_begin_with_the_first_request_and_tell_everything_once(make_llm: M
 
 
 async def _dry(llm: Any) -> None:
-    await answer(llm, PROMPT)
-    assert [each async for each in llm.get_stats_async(timeout=0.05)]
+    await answer(llm, PROMPT, max_tokens=2)
+    await take(llm.get_stats_async(timeout=60), 2)
+    assert [each async for each in llm.get_stats_async(timeout=0.01)] == []
     llm._executor.stats.tell({"iter": 99})
-    assert [each async for each in llm.get_stats_async(timeout=0.05)] == []  # dry once, dry until the next request
+    assert [each async for each in llm.get_stats_async(timeout=60)] == []  # dry once, dry until the next request
     await answer(llm, PROMPT)
     assert (await anext(llm.get_stats_async()))["iter"] == 99
 
@@ -280,7 +283,10 @@ def test_where_the_orchestrator_is_rpc_feeds_are_fetched_by_call(make_llm: MakeL
     llm = make_llm(orchestrator_type="rpc", enable_iter_perf_stats=True)
     asyncio.run(answer(llm, PROMPT, max_tokens=2))
 
-    assert [each["iter"] for each in llm.get_stats(timeout=0.05)] == [1, 2]
+    found = llm.get_stats(timeout=60)
+    while len(found) < 2:
+        found += llm.get_stats(timeout=60)
+    assert [each["iter"] for each in found] == [1, 2]
     assert llm.get_stats(timeout=0.01) == []
 
 
@@ -321,7 +327,7 @@ def test_a_fault_strikes_where_it_is_asked_for_and_once_where_once_is_asked(make
         llm.get_stats_async()
         return tokens
 
-    llm = make_llm(timeout_ms=100)
+    llm = make_llm(timeout_ms=100 if fault == "transfer_lost" else 60_000)
     llm.faults.arm(fault, 1)
     with pytest.raises(RuntimeError, match=why):
         asyncio.run(whole(llm))
