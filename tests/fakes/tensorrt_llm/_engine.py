@@ -133,9 +133,11 @@ class Engine:
     def _take_in(self) -> bool:
         """Wait until there is something to do, and take it; False: it is over."""
         with self._wake:
-            waits = bool(self._sending or self._active or self._queued)
+            self._block_for_transfers()
+            # Up to 1.2 an idle loop waits for requests alone: what became of KV it sent, it sees with the next one.
+            waits = bool(self._active or self._queued or (self._sending and version() != "1.2"))
             while not (self.stopped or self._fatal or self._incoming or self._aborted or self._computes()):
-                if not self._wake.wait(_PAUSE_S if waits else None) or self._sent_ids or waits:
+                if not self._wake.wait(_PAUSE_S if waits else None) or waits:
                     break
             if self.stopped or self._fatal:
                 return False
@@ -146,6 +148,16 @@ class Engine:
             sent, self._sent_ids = self._sent_ids, []
         self._see_to_transfers(sent)
         return True
+
+    def _block_for_transfers(self) -> None:
+        """While all that it has in hand waits for KV, the real loop may do so, too, deaf to aborts and timeouts."""
+        while (
+            number("BLOCKING_TRANSFERS", 0)
+            and self._active
+            and all(each.fetch is not None and not each.fetch.ended for each in self._active)
+            and not (self.stopped or self._fatal)
+        ):
+            self._wake.wait()
 
     def _computes(self) -> bool:
         return any(each.stage is not Stage.FETCHING for each in self._active)

@@ -171,8 +171,10 @@ def test_kv_made_in_one_process_is_fetched_by_another_once(fake: Any, make_llm: 
 
 
 async def _first_token_ends(llm: Any) -> None:
-    output = await prefill(llm, PROMPT, stop_token_ids=expected(1))
-    assert (output.outputs[0].finish_reason, output.outputs[0].token_ids) == ("stop", [])
+    stopped = await prefill(llm, PROMPT, stop_token_ids=expected(1))
+    assert stopped.outputs[0].finish_reason == "length"  # that it was the only token allowed is noticed first
+    output = await prefill(llm, PROMPT, end_id=expected(1)[0])
+    assert (output.outputs[0].finish_reason, output.outputs[0].token_ids) == ("stop", expected(1))
     assert output.outputs[0].disaggregated_params.opaque_state is None
     handle = (await prefill(llm, PROMPT)).outputs[0].disaggregated_params
     handle.opaque_state = handle.opaque_state.replace(b"1.2", b"1.3")
@@ -188,6 +190,10 @@ async def _pinned(late: Any, never: Any) -> None:
     for llm in (late, never):
         output = await prefill(llm, PROMPT)
         output.abort()  # finished: nothing is heard of it, and nothing is freed
+    await asyncio.sleep(0.1)
+    assert of(late, "used") == 6  # the idle loop does not look
+    for llm in (late, never):
+        await answer(llm, PROMPT[:3], max_tokens=1)
     await until(lambda: of(late, "used") == 0)
     assert of(never, "used") == 6
 
@@ -231,6 +237,7 @@ async def _abort(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     await fetching
     assert fetching.outputs[0].finish_reason == "cancelled"
     assert fetching._sequence.fetch.kv is not None  # not before its KV had come
+    await answer(llm, PROMPT[:3], max_tokens=1)
     await until(lambda: of(llm, "used") == 0)
 
 
@@ -352,18 +359,24 @@ def test_an_engine_may_fail_to_build_or_end_its_process(
     assert died.returncode == 134
 
 
-async def _stuck(llm: Any) -> None:
+async def _unanswered(llm: Any) -> None:
     handle = (await prefill(llm, PROMPT)).outputs[0].disaggregated_params
     output = start_decode(llm, PROMPT, handle)
+    await until(lambda: llm._executor._active)
+    output.abort()
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(output.aresult(), 0.2)
 
 
-def test_a_lost_transfer_may_go_unanswered_even_after_its_timeout(make_llm: MakeLLM):
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_lost_transfer_may_go_unanswered_even_after_its_timeout(
+    make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch, blocking: bool
+):
+    monkeypatch.setenv("FAKE_TRTLLM_BLOCKING_TRANSFERS", str(int(blocking)))
     llm = make_llm(timeout_ms=50)
     llm.faults.arm("transfer_lost")
-    llm.faults.arm("transfer_stuck")
-    asyncio.run(_stuck(llm))
+    llm.faults.arm("transfer_stuck", 0 if blocking else 1)
+    asyncio.run(_unanswered(llm))
 
 
 @pytest.mark.parametrize("missing", ["overlap", "transceiver"])
