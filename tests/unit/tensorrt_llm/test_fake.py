@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.tensorrt_llm_contract import read_contract
 from tests.unit.tensorrt_llm.conftest import VOCAB, MakeLLM
 from tests.unit.tensorrt_llm.phases import answer, decode, prefill, sampling, start_decode
 
@@ -65,6 +67,14 @@ def test_settings_that_the_real_classes_refuse_are_refused(fake: Any, make_llm: 
         fake.SamplingParams(max_new_tokens=5)
     with pytest.raises(RuntimeError, match="Only 1 GPUs are available, but 2"):
         make_llm(tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("fake", ["1.2", "1.3", "1.4"], indirect=True)
+def test_every_class_is_where_the_description_says_and_nowhere_else(fake: Any):
+    for name, described in read_contract().items():
+        for module, versions in described.places().items():
+            there = hasattr(importlib.import_module(module), "LLM" if name == "BuiltEngineLLM" else name)
+            assert there == any(fake.__version__.startswith(version) for version in versions), (module, name)
 
 
 @pytest.mark.parametrize(
