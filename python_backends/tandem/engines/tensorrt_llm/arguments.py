@@ -61,9 +61,8 @@ def make_arguments(
     if section.guided_decoding is not None:
         arguments["guided_decoding_backend"] = section.guided_decoding
     if section.lora:
-        arguments["lora_config"] = library.LoraConfig(
-            lora_dir=[adapter.path for adapter in section.lora], max_lora_rank=section.max_lora_rank
-        )
+        directories = [adapter.path for adapter in section.lora]  # a mapping, since the class moves between versions
+        arguments["lora_config"] = {"lora_dir": directories, "max_lora_rank": section.max_lora_rank}
     return arguments
 
 

@@ -21,7 +21,7 @@ def test_what_a_version_lacks_is_named(fake: pytest.MonkeyPatch) -> None:
     fields = dict(configs.CacheTransceiverConfig.model_fields)
     del fields["kv_transfer_timeout_ms"]
     fake.setattr(configs.CacheTransceiverConfig, "model_fields", fields)
-    fake.delattr(configs, "GuidedDecodingParams")
+    fake.setattr(configs, "GuidedDecodingParams", None)
     with pytest.raises(TandemError) as error:
         load_library()
     assert error.value.code == "environment"
