@@ -71,7 +71,8 @@ def test_what_a_worker_has_not_is_refused_by_the_field_that_asks_for_it(
 def test_what_no_worker_could_hold_is_refused_at_once(start: Callable[..., Harness]) -> None:
     harness = start("decode_0", blocks=20)
     blocks = harness.run(make_work("any", [1]))[0] and harness.load.blocks_total
-    failure = failure_of(harness.run(make_work("huge", [1] * (4 * blocks), max_tokens=2))[0])
+    tokens = blocks * harness.engine.info.kv.block_size
+    failure = failure_of(harness.run(make_work("huge", [1] * tokens, max_tokens=2))[0])
     assert (failure.code, f"has {blocks} (worker.kv_memory)" in failure.message) == ("prompt_too_long", True)
 
 
