@@ -19,11 +19,13 @@ def section_of(worker: Worker) -> TensorRtLlm:
     return worker.tensorrt_llm or TensorRtLlm()
 
 
-def claim_devices(worker: Worker) -> None:
-    """Have this process, and those it starts, see its own GPUs alone. To be called before TensorRT-LLM is imported.
+def prepare_environment(worker: Worker) -> None:
+    """Have this process, and those it starts, see its own GPUs alone, and send nothing home. To be called before
+    TensorRT-LLM is imported; what the environment says already stays.
 
     The names are CUDA's for this process, and the one by which the library passes them to what it spawns.
     """
+    os.environ.setdefault("TRTLLM_NO_USAGE_STATS", "1")
     numbers = [device.partition(":")[2] or "0" for device in worker.devices]
     for name in ("CUDA_VISIBLE_DEVICES", "TRTLLM_VISIBLE_DEVICES"):
         os.environ.setdefault(name, ",".join(numbers))

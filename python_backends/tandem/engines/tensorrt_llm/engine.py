@@ -23,7 +23,7 @@ from tandem.engines.base import Engine, EventSink, LoadingSink
 from tandem.engines.tensorrt_llm.answer import Answer
 from tandem.engines.tensorrt_llm.arguments import (
     bytes_per_token,
-    claim_devices,
+    prepare_environment,
     count_tokens,
     make_arguments,
     section_of,
@@ -79,7 +79,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
         TandemError: what in deployment, environment or checkpoint is wrong.
     """
     key = handle_key()
-    claim_devices(worker)
+    prepare_environment(worker)
     loading("TensorRT-LLM", 0.0)
     library = load_library(built=section_of(worker).engine_dir is not None)
     shape = read_shape(Path(deployment.model.path))

@@ -30,7 +30,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The stand-in can be imported, and nothing that it does to the environment stays."""
     fakes.use(monkeypatch)
     monkeypatch.setenv(KEY_VARIABLE, "5a" * 32)
-    for name in ("CUDA_VISIBLE_DEVICES", "TRTLLM_VISIBLE_DEVICES"):
+    for name in ("CUDA_VISIBLE_DEVICES", "TRTLLM_VISIBLE_DEVICES", "TRTLLM_NO_USAGE_STATS"):
         monkeypatch.setenv(name, "0")
     return monkeypatch
 
