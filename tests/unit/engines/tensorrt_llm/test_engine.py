@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import threading
 from pathlib import Path
 
@@ -174,6 +175,50 @@ def test_adapters_and_guides(start: Start, tmp_path: Path) -> None:
         "invalid_request",
         True,
     )
+
+
+def test_a_built_engine_hands_over(start: Start, model_dir: Path, tmp_path: Path) -> None:
+    config = json.loads((model_dir / "config.json").read_text())
+    built = {"build_config": {"max_seq_len": 256}, "pretrained_config": {"vocab_size": config["vocab_size"]}}
+    (tmp_path / "config.json").write_text(json.dumps(built))
+    prefill, decode = start("prefill_0", engine_dir=str(tmp_path)), start("decode_0", engine_dir=str(tmp_path))
+    introduce(prefill, decode)
+    work = make_work("built", [1, 2, 3] * 9)
+    (first,) = prefill.run(as_prefill(work))
+    (rest,) = decode.run(as_decode(work, tokens_of(first), handle_of(first)))
+    assert len(tokens_of(first) + tokens_of(rest, start=1)) == 8
+
+
+def test_a_decode_worker_prefills_for_nobody(start: Start) -> None:
+    """With TensorRT-LLM 1.2 a context phase on an engine that is not made for it ends the engine."""
+    decode = start("decode_0")
+    assert "is for decode" in failure_of(decode.run(as_prefill(make_work("lost", [1, 2])))[0]).message
+    assert reason_of(decode.run(make_work("lost", [1, 2]))[0]) == "length"
+
+
+def test_without_a_prefix_cache_there_are_no_events(start: Start) -> None:
+    harness = start("decode_0", kv={"prefix_cache": False})
+    for _ in range(2):
+        assert harness.run(make_work("same", [1] * 30))[0][-1] == Finished(request_id="same", reason="length")
+    harness.until_at_least("steps", 10)
+    assert harness.cached == set()
+
+
+@pytest.mark.parametrize("drops", ["0", "1"])
+def test_the_end_token_comes_out_whether_the_library_tells_it_or_not(
+    start: Start, fake: pytest.MonkeyPatch, drops: str
+) -> None:
+    fake.setenv("FAKE_TRTLLM_DROP_END", drops)
+    prefill, decode = start("prefill_0"), start("decode_0")
+    whole = tokens_of(decode.run(make_work("whole", [4, 5, 6], max_tokens=12))[0])
+    for last in (0, 5):
+        stopping = make_work("ends", [4, 5, 6], max_tokens=12, stop_token_ids=(whole[last], 399))
+        events = decode.run(stopping)[0]
+        assert (tokens_of(events), reason_of(events)) == (whole[: last + 1], "stop")
+    (first,) = prefill.run(as_prefill(make_work("ends", [4, 5, 6], stop_token_ids=(whole[0],))))
+    assert tokens_of(first) == whole[:1]
+    assert first[-1] == changed(first[-1], handle=None, finish_reason="stop")
+    prefill.until("blocks_used", 0)  # the library knew that nobody would fetch the KV
 
 
 def test_a_least_length_holds_for_all_stop_tokens(start: Start) -> None:
