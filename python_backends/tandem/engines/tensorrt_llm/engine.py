@@ -23,9 +23,9 @@ from tandem.engines.base import Engine, EventSink, LoadingSink
 from tandem.engines.tensorrt_llm.answer import Answer
 from tandem.engines.tensorrt_llm.arguments import (
     bytes_per_token,
-    prepare_environment,
     count_tokens,
     make_arguments,
+    prepare_environment,
     section_of,
     transfer_deadline_s,
 )
@@ -44,11 +44,11 @@ from tandem.engines.torch.checks import check_work
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.handle import handle_key, require_compatible
-from tandem.kv.hashes import hash_blocks
 from tandem.kv.leases import LeaseTable
 from tandem.messages import (
     AnyWork,
     Decode,
+    EngineEvent,
     Failed,
     Finished,
     FinishReason,
@@ -224,23 +224,16 @@ class TensorRtLlmEngine:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
         check_work(work, self._info)
         if isinstance(work, Prefill) and self._info.stage != "prefill":  # in 1.2 it would be the engine's end
-            raise TandemError("invalid_request", f"worker {self._info.worker_id!r} is for decode, and prefills for nobody")
+            raise TandemError(
+                "invalid_request", f"worker {self._info.worker_id!r} is for decode, and prefills for nobody"
+            )
         needed = check_room(work, self._info, self._blocks.total)
         handle = self._handover.accept(work) if isinstance(work, Decode) else None
-        unread = 0 if handle is not None else self._count_unread(work)
+        known = [*work.token_ids, *work.output_ids]
+        unread = 0 if handle is not None else self._names.count_unread(known, salt_of(work))
         track = Track(work, handle, needed, unread)
         self._tracks.add(track)
         track.task = self._loop.create_task(self._follow(track))
-
-    def _count_unread(self, work: AnyWork) -> int:
-        """Tokens of prompt and answer whose KV is not cached. At least the last one is always read."""
-        known, size = [*work.token_ids, *work.output_ids], self._info.kv.block_size
-        cached = 0
-        for name in hash_blocks(known[:-1], size, salt_of(work)):
-            if name not in self._names:
-                break
-            cached += size
-        return len(known) - cached
 
     # ------------------------------------------------------------ one request, from beginning to end
 
@@ -302,33 +295,30 @@ class TensorRtLlmEngine:
         if reason is None:
             told = track.output.disaggregated_params if request.kind == "context_only" else None
             handle = self._handover.grant(track.request_id, request.prompt, told)
-        self._tracks.take(track.request_id)
-        self._reports.say(
-            Prefilled(
-                request_id=track.request_id,
-                handle=handle,
-                finish_reason=reason,
-                cached_tokens=track.cached_tokens,
-                compute_s=time.monotonic() - track.arrived,
-            )
+        prefilled = Prefilled(
+            request_id=track.request_id,
+            handle=handle,
+            finish_reason=reason,
+            cached_tokens=track.cached_tokens,
+            compute_s=time.monotonic() - track.arrived,
         )
+        self._end(track, prefilled)
 
     async def _stream(self, track: Track, began: float) -> None:
         """Tokens as they come, to the end of the answer."""
+        assert track.answer is not None
         late = self._loop.call_later(self._longest_wait_s, self._transfer_is_late, track)
         try:
             async for output in self._health.steps(track.output):
                 if track.is_transferring:
                     self._pulled(track, time.monotonic() - began)
                 self._told(track)
-                assert track.answer is not None
                 if track.answer.finish_reason is not None:
                     if not output.finished:
                         output.abort()  # the library does not know that the answer is over
                     break
         finally:
             late.cancel()
-        assert track.answer is not None
         self._finish(track, track.answer.ended(track.output.outputs[0]))
 
     def _told(self, track: Track) -> None:
@@ -375,15 +365,16 @@ class TensorRtLlmEngine:
             track.task.cancel()
 
     def _finish(self, track: Track, reason: FinishReason) -> None:
-        if self._tracks.holds(track):
-            self._tracks.take(track.request_id)
-            cached = track.cached_tokens if isinstance(track.work, Generate) else 0
-            self._reports.say(Finished(request_id=track.request_id, reason=reason, cached_tokens=cached))
+        cached = track.cached_tokens if isinstance(track.work, Generate) else 0
+        self._end(track, Finished(request_id=track.request_id, reason=reason, cached_tokens=cached))
 
     def _fail(self, track: Track, code: ErrorCode, message: str) -> None:
+        self._end(track, Failed(request_id=track.request_id, code=code, message=message))
+
+    def _end(self, track: Track, event: EngineEvent) -> None:
         if self._tracks.holds(track):
             self._tracks.take(track.request_id)
-            self._reports.say(Failed(request_id=track.request_id, code=code, message=message))
+            self._reports.say(event)
 
     # ------------------------------------------------------------ what the library tells by the way
 

@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from tandem.kv.hashes import hash_block, pack_tokens
+from tandem.kv.hashes import hash_block, hash_blocks, pack_tokens
 from tandem.messages import BlocksRemoved, BlocksStored, KvEvent
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,15 @@ class BlockNames:
 
     def __contains__(self, name: int) -> bool:
         return name in self._count
+
+    def count_unread(self, token_ids: list[int], salt: str) -> int:
+        """How many of a prompt's tokens have to be read. The last one always has."""
+        cached = 0
+        for name in hash_blocks(token_ids[:-1], self._block_size, salt):
+            if name not in self._count:
+                break
+            cached += self._block_size
+        return len(token_ids) - cached
 
     def expect(self, prompt: list[int], salt: str) -> None:
         """Note the salt of a request that is about to store its blocks."""

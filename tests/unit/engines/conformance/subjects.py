@@ -82,7 +82,12 @@ SUBJECTS = [
         token_bytes=3 * 2 * 2 * 16 * 4,
         worker={"devices": ["cuda:0"]},
         is_fake=True,
-        environment={"FAKE_TRTLLM_KV_BLOCKS": "100000", "CUDA_VISIBLE_DEVICES": "0", "TRTLLM_VISIBLE_DEVICES": "0", "TRTLLM_NO_USAGE_STATS": "1"},
+        environment={
+            "FAKE_TRTLLM_KV_BLOCKS": "100000",
+            "CUDA_VISIBLE_DEVICES": "0",
+            "TRTLLM_VISIBLE_DEVICES": "0",
+            "TRTLLM_NO_USAGE_STATS": "1",
+        },
         stall={"FAKE_TRTLLM_FAULTS": "transfer_lost"},
         moves_kv_itself=False,
     ),

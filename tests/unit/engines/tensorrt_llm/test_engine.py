@@ -192,7 +192,7 @@ def test_a_built_engine_hands_over(start: Start, model_dir: Path, tmp_path: Path
 def test_a_decode_worker_prefills_for_nobody(start: Start) -> None:
     """With TensorRT-LLM 1.2 a context phase on an engine that is not made for it ends the engine."""
     decode = start("decode_0")
-    assert "is for decode" in failure_of(decode.run(as_prefill(make_work("lost", [1, 2])))[0]).message
+    assert "is for decode, not for prefill" in failure_of(decode.run(as_prefill(make_work("lost", [1, 2])))[0]).message
     assert reason_of(decode.run(make_work("lost", [1, 2]))[0]) == "length"
 
 
