@@ -11,6 +11,7 @@ from msgspec import Meta
 from tandem.deployment import PositiveInt, Section, locate
 from tandem.errors import TandemError
 from tandem.messages import StageName
+from tandem.recipes.checkpoint import read_quantization
 from tandem.recipes.shape import Moe, Shape, read_shape
 
 Form = Literal["llm_api", "engine"]
@@ -108,9 +109,21 @@ def load_recipe(path: Path) -> Recipe:
     directory = Path(recipe.checkpoint)
     if (directory / "config.json").is_file():
         recipe = msgspec.structs.replace(recipe, shape=read_shape(directory))
+        if problem := _find_mismatch(recipe, read_quantization(directory)):
+            raise TandemError("invalid_request", f"{path}: {problem}")
     if problem := _find_problem(recipe):
         raise TandemError("invalid_request", f"{path}: {problem}")
     return recipe
+
+
+def _find_mismatch(recipe: Recipe, found: str) -> str | None:
+    """Which stage does not fit how the checkpoint is quantized: loaded as it is, or converted from 16 bits."""
+    for name, stage in (("prefill", recipe.prefill), ("decode", recipe.decode)):
+        expected = stage.quantization if stage.form == "llm_api" else "none"
+        if found != expected:
+            how = "it is loaded as it is" if stage.form == "llm_api" else "an engine is made of an unquantized one"
+            return f"{name}.quantization: {stage.quantization!r}: the checkpoint's weights are {found!r}, and {how}"
+    return None
 
 
 def _find_problem(recipe: Recipe) -> str | None:
