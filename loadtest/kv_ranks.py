@@ -29,7 +29,17 @@ from tandem.kv.pull import PullResult
 from tandem.kv.reader import KvReader
 from tandem.kv.reshard import block_bytes_of
 from tandem.kv.transfer import KvTransfer
-from tandem.messages import HeldBlocks, KvFormat, KvHandle, Partition, PullOrder, ReadEnded, StageName, TransferInfo, WorkerInfo
+from tandem.messages import (
+    HeldBlocks,
+    KvFormat,
+    KvHandle,
+    Partition,
+    PullOrder,
+    ReadEnded,
+    StageName,
+    TransferInfo,
+    WorkerInfo,
+)
 from tandem.parallel.partition import kv_heads_of, layers_of
 
 DEADLINE_S = 60.0

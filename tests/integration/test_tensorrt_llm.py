@@ -81,6 +81,7 @@ def vocab_size(deployment: Deployment) -> int:
 @pytest.fixture(scope="module")
 def tokens(server: TritonServer) -> Any:
     """What the stand-in answers, as it says itself."""
+    assert server  # with it the stand-in came onto the path
     return importlib.import_module("tensorrt_llm._tokens")
 
 

@@ -4,14 +4,11 @@ It computes nothing. Its classes come from the description in ``tensorrt_llm_con
 ``docs/tensorrt_llm.md``, with where that was read. Put ``tests/fakes`` on the path to have it.
 """
 
-from tensorrt_llm._llm import LLM
-from tensorrt_llm._requests import DisaggregatedParams, SamplingParams
+from typing import Any
+
+from tensorrt_llm._exports import exports_of
 from tensorrt_llm._settings import VERSION_NUMBERS, version
 
-__all__ = ["LLM", "DisaggregatedParams", "SamplingParams"]
 
-
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        return VERSION_NUMBERS[version()]
-    raise AttributeError(f"module 'tensorrt_llm' has no attribute '{name}'")
+def __getattr__(name: str) -> Any:
+    return VERSION_NUMBERS[version()] if name == "__version__" else exports_of("tensorrt_llm")(name)

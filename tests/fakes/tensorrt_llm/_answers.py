@@ -26,15 +26,15 @@ def add(sequence: Sequence, token: int) -> None:
 
 
 def why_ended(sequence: Sequence, token: int) -> tuple[str | None, int | None]:
-    """Finish reason and stop reason after the latest token, or None."""
+    """Finish reason and stop reason after the latest token, or None. In the real order: a stop token that is the last
+    one allowed is not noticed, as in every context phase; and ``min_tokens`` holds back the end token alone."""
     sampling = sequence.sampling
     stops = () if sampling.ignore_eos and version() != "1.2" else sampling.stop_token_ids or ()
-    if len(sequence.answer) > (sampling.min_tokens or 0):
-        if token == sampling.end_id and not sampling.ignore_eos:
-            return "stop", None
-        if token in stops:
-            return "stop", token
-    return ("length", None) if len(sequence.answer) >= sequence.max_tokens else (None, None)
+    if token == sampling.end_id and not sampling.ignore_eos:
+        return "stop", None
+    if len(sequence.answer) >= sequence.max_tokens:
+        return "length", None
+    return ("stop", token) if token in stops else (None, None)
 
 
 def make_response(sequence: Sequence, vocab_size: int, reason: str | None = None, stop: int | None = None) -> Response:

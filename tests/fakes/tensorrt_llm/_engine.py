@@ -61,6 +61,7 @@ class Engine:
         self._sending: list[Sequence] = []
         self._next_request_id = args.max_batch_size
         self._fatal: BaseException | None = None
+        self._ended = False
         self.stopped = False
         self._thread = Thread(target=self._run, daemon=True, name="fake-engine")
         self._thread.start()
@@ -75,7 +76,11 @@ class Engine:
         return not self.stopped and self._fatal is None and self._thread.is_alive()
 
     def submit(self, sequence: Sequence) -> None:
+        """Take a request; raises what has ended the engine, if something has."""
         with self._wake:
+            if self._ended and self._fatal is not None:
+                self.stopped = True
+                raise self._fatal
             self._incoming.append(sequence)
             self._wake.notify()
 
@@ -92,13 +97,12 @@ class Engine:
 
     def stop(self) -> None:
         with self._wake:
-            if self.stopped:
-                return
             self.stopped = True
             self._wake.notify()
         self._thread.join(5)
         if self._server is not None:
             self._server.close()
+            self._server = None
 
     def next_request_id(self) -> int:
         self._next_request_id += 1
@@ -116,18 +120,24 @@ class Engine:
                 os._exit(134)  # what abort() in the real library's C++ leaves
             if self.faults.strikes("fatal"):
                 self.fail(RuntimeError("CUDA error: an illegal memory access was encountered"))
+                break
             while self.faults.strikes("hang") and not self.stopped:
                 time.sleep(0.01)
             self._step()
-        for sequence in [*self._incoming, *self._queued, *self._active] if self._fatal else []:
+        with self._wake:
+            in_hand, self._incoming = [*self._incoming, *self._queued, *self._active], []
+            self._ended = True
+        for sequence in in_hand if self._fatal else []:
             self.answer(sequence, Response(error=self._fatal))
 
     def _take_in(self) -> bool:
         """Wait until there is something to do, and take it; False: it is over."""
         with self._wake:
-            waits = bool(self._sending or self._active or self._queued)
+            self._block_for_transfers()
+            # Up to 1.2 an idle loop waits for requests alone: what became of KV it sent, it sees with the next one.
+            waits = bool(self._active or self._queued or (self._sending and version() != "1.2"))
             while not (self.stopped or self._fatal or self._incoming or self._aborted or self._computes()):
-                if not self._wake.wait(_PAUSE_S if waits else None) or self._sent_ids or waits:
+                if not self._wake.wait(_PAUSE_S if waits else None) or waits:
                     break
             if self.stopped or self._fatal:
                 return False
@@ -138,6 +148,16 @@ class Engine:
             sent, self._sent_ids = self._sent_ids, []
         self._see_to_transfers(sent)
         return True
+
+    def _block_for_transfers(self) -> None:
+        """While all that it has in hand waits for KV, the real loop may do so, too, deaf to aborts and timeouts."""
+        while (
+            number("BLOCKING_TRANSFERS", 0)
+            and self._active
+            and all(each.fetch is not None and not each.fetch.ended for each in self._active)
+            and not (self.stopped or self._fatal)
+        ):
+            self._wake.wait()
 
     def _computes(self) -> bool:
         return any(each.stage is not Stage.FETCHING for each in self._active)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorrt_llm._queues import ResultQueue
 from tensorrt_llm._requests import DisaggregatedParams
+from tensorrt_llm._settings import version
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -87,10 +88,16 @@ class RequestOutput:
         self._queue = ResultQueue()
         self._aborted = False
         self._done = False
+        self._error: str | None = None
         self.disaggregated_params = sequence.disaggregated
         self.cached_tokens = 0
         self.decoding_iter = 0
         self.outputs = [CompletionOutput(0)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "error" and version() == "1.4":
+            return self._error
+        raise AttributeError(f"'RequestOutput' object has no attribute '{name}'")
 
     @property
     def request_id(self) -> int:
@@ -153,6 +160,7 @@ class RequestOutput:
     def _take(self, response: Response) -> None:
         engine = self._engine()
         if response.error is not None:
+            self._error = str(response.error)
             if isinstance(response.error, str):
                 raise RequestError(response.error)
             if engine is not None and not isinstance(response.error, RequestError):

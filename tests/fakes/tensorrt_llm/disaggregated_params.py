@@ -1,5 +1,5 @@
 """Of a request in two phases."""
 
-from tensorrt_llm._requests import DisaggregatedParams
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["DisaggregatedParams"]
+__getattr__ = exports_of("tensorrt_llm.disaggregated_params")

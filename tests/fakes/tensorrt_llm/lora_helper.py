@@ -1,5 +1,5 @@
 """Settings of adapters."""
 
-from tensorrt_llm._requests import LoraConfig
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["LoraConfig"]
+__getattr__ = exports_of("tensorrt_llm.lora_helper")

@@ -1,5 +1,5 @@
 """Of a request."""
 
-from tensorrt_llm._requests import GuidedDecodingParams, SamplingParams
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["GuidedDecodingParams", "SamplingParams"]
+__getattr__ = exports_of("tensorrt_llm.sampling_params")

@@ -55,7 +55,8 @@ class Class(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     kind: Kind
     modules: list[str] = []
-    """Where it can be imported from."""
+    """Where it can be imported from: ``module``, ``module:name`` where it has another name there, either followed by
+    ``@1.2,1.3`` where only some versions have it there."""
     positional: bool = False
     """Whether its arguments may be passed without their names."""
     fields: dict[str, Name] = {}
@@ -69,6 +70,14 @@ class Class(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     sources: dict[str, str] = {}
     """Where it was read, per version: path@commit."""
     note: str = ""
+
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """The versions that have it, by the module it can be imported from."""
+        found = {}
+        for text in self.modules:
+            module, _, versions = text.partition("@")
+            found[module.partition(":")[0]] = tuple(versions.split(",")) if versions else self.versions
+        return found
 
     def type_of(self, name: str) -> str | None:
         """Type of a field or an attribute, or None where there is none of that name."""

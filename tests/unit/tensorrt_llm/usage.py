@@ -2,7 +2,7 @@
 
 TensorRT-LLM has no types where it cannot be installed, so the kinds of values are told by names: of variables
 (``NAMES``), of classes that are called, of what their methods give back. An attribute, a keyword, a key or a method
-that the description does not have is a violation; so is a name that a version lacks, unless it stands under a condition.
+that the description does not have is a violation; so is a name that a version lacks, if it stands under no condition.
 """
 
 from __future__ import annotations
@@ -140,10 +140,11 @@ class _Checker(ast.NodeVisitor):
         self.usage.imports.add(node.module or "")
         for alias in node.names:
             described = self._contract.get(alias.name)
-            if described is None or node.module not in described.modules:
+            places = described.places() if described is not None else {}
+            if node.module not in places:
                 self._violation(node, f"{node.module}.{alias.name} is not in the description")
             else:
-                self._found(node, alias.name, described.versions)
+                self._found(node, f"{node.module}.{alias.name}", places[node.module])
                 self._local[-1][alias.asname or alias.name] = f"type:{alias.name}"
 
     def visit_Constant(self, node: ast.Constant) -> None:
@@ -153,7 +154,7 @@ class _Checker(ast.NodeVisitor):
             return
         if _MODULE.fullmatch(text) and text != "tensorrt_llm":
             self.usage.imports.add(text)
-            known = {module.partition(":")[0] for each in self._contract.values() for module in each.modules}
+            known = {module for each in self._contract.values() for module in each.places()}
             if text not in known:
                 self._violation(node, f"the module {text} is not in the description")
         if _VARIABLE.fullmatch(text) and text not in self._contract["environment"].fields:

@@ -20,6 +20,8 @@ class Answer:
         are dropped: a generation phase tells the first token once more."""
         self._stopping, self._top = work.stopping, work.sampling.logprobs
         self._first_index = first_index
+        self._end = next(iter(work.stopping.stop_token_ids), -1)
+        """What the library was told as the end token."""
         self._told = len(work.output_ids)
         self.finish_reason: FinishReason | None = None
         """Why it ended by Tandem's rules; the library may not have noticed yet."""
@@ -33,6 +35,8 @@ class Answer:
         """New tokens in the library's output: index of the first one, the tokens, their log-probabilities if asked."""
         first = self._told
         new = list(output.token_ids[first - self._first_index :])
+        if output.finish_reason == "stop" and output.stop_reason is None and self._end not in new[-1:]:
+            new.append(self._end)  # some versions leave the end token out, with which the answer ends
         new = self._until_end(new)
         self._told += len(new)
         if self._top is None:

@@ -19,11 +19,13 @@ def section_of(worker: Worker) -> TensorRtLlm:
     return worker.tensorrt_llm or TensorRtLlm()
 
 
-def claim_devices(worker: Worker) -> None:
-    """Have this process, and those it starts, see its own GPUs alone. To be called before TensorRT-LLM is imported.
+def prepare_environment(worker: Worker) -> None:
+    """Have this process, and those it starts, see its own GPUs alone, and send nothing home. To be called before
+    TensorRT-LLM is imported; what the environment says already stays.
 
     The names are CUDA's for this process, and the one by which the library passes them to what it spawns.
     """
+    os.environ.setdefault("TRTLLM_NO_USAGE_STATS", "1")
     numbers = [device.partition(":")[2] or "0" for device in worker.devices]
     for name in ("CUDA_VISIBLE_DEVICES", "TRTLLM_VISIBLE_DEVICES"):
         os.environ.setdefault(name, ",".join(numbers))
@@ -61,9 +63,8 @@ def make_arguments(
     if section.guided_decoding is not None:
         arguments["guided_decoding_backend"] = section.guided_decoding
     if section.lora:
-        arguments["lora_config"] = library.LoraConfig(
-            lora_dir=[adapter.path for adapter in section.lora], max_lora_rank=section.max_lora_rank
-        )
+        directories = [adapter.path for adapter in section.lora]  # a mapping, since the class moves between versions
+        arguments["lora_config"] = {"lora_dir": directories, "max_lora_rank": section.max_lora_rank}
     return arguments
 
 

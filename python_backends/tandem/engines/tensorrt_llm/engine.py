@@ -23,7 +23,7 @@ from tandem.engines.base import Engine, EventSink, LoadingSink
 from tandem.engines.tensorrt_llm.answer import Answer
 from tandem.engines.tensorrt_llm.arguments import (
     bytes_per_token,
-    claim_devices,
+    prepare_environment,
     count_tokens,
     make_arguments,
     section_of,
@@ -68,8 +68,6 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 """Between looks at leases, and at the library's health."""
 STOP_TIMEOUT_S = 8.0
-FEEDS: dict[Feed, str] = {"get_stats": "_stepped", "get_kv_cache_events": "_cached"}
-"""What the library tells by the way, and who takes it."""
 
 
 def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingSink) -> Engine:
@@ -79,7 +77,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
         TandemError: what in deployment, environment or checkpoint is wrong.
     """
     key = handle_key()
-    claim_devices(worker)
+    prepare_environment(worker)
     loading("TensorRT-LLM", 0.0)
     library = load_library(built=section_of(worker).engine_dir is not None)
     shape = read_shape(Path(deployment.model.path))
@@ -123,6 +121,9 @@ class TensorRtLlmEngine:
         self._reports = Reports(self._load)
         self._health = Health(library, llm, section_of(worker).stall_timeout_s)
         self._feeds: list[asyncio.Task[None]] = []
+        self._takers: dict[Feed, Callable[[Mapping[str, Any]], None]] = {"get_stats": self._stepped}
+        if deployment.kv.prefix_cache:
+            self._takers["get_kv_cache_events"] = self._cached
         self._is_up = threading.Event()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="engine", daemon=True)
@@ -222,6 +223,8 @@ class TensorRtLlmEngine:
         if work.request_id in self._tracks:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
         check_work(work, self._info)
+        if isinstance(work, Prefill) and self._info.stage != "prefill":  # in 1.2 it would be the engine's end
+            raise TandemError("invalid_request", f"worker {self._info.worker_id!r} is for decode, and prefills for nobody")
         needed = check_room(work, self._info, self._blocks.total)
         handle = self._handover.accept(work) if isinstance(work, Decode) else None
         unread = 0 if handle is not None else self._count_unread(work)
@@ -387,9 +390,8 @@ class TensorRtLlmEngine:
     def _follow_feeds(self) -> None:
         """From the first request on, whose event loop they belong to."""
         if not self._feeds:
-            for feed, take in FEEDS.items():
-                following = follow(self._library, self._llm, feed, getattr(self, take))
-                self._feeds.append(self._loop.create_task(following))
+            feeds = (follow(self._library, self._llm, feed, take) for feed, take in self._takers.items())
+            self._feeds = [self._loop.create_task(feed) for feed in feeds]
 
     def _stepped(self, statistics: Mapping[str, Any]) -> None:
         self._health.got_on()

@@ -36,7 +36,6 @@ NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
         "tensorrt_llm.llmapi",
         ("json", "json_object", "regex", "grammar", "structural_tag"),
     ),
-    "LoraConfig": ("tensorrt_llm.lora_helper", ("lora_dir", "max_lora_rank")),
     "LoRARequest": ("tensorrt_llm.executor", ()),
     "RequestError": ("tensorrt_llm.executor", ()),
     "Logprob": ("tensorrt_llm.executor.result", ("logprob", "rank")),

@@ -10,7 +10,7 @@ from tandem.deployment import LoraAdapter
 from tandem.engines.tensorrt_llm.library import Library
 from tandem.engines.tensorrt_llm.logprobs import unpack_logprobs
 from tandem.errors import TandemError
-from tandem.messages import AnyWork, Guide, HeldByLibrary, Prefill, Sampling
+from tandem.messages import AnyWork, Guide, HeldByLibrary, Prefill, Sampling, Stopping
 
 Kind = Literal["context_only", "generation_only", "context_and_generation"]
 
@@ -83,15 +83,15 @@ def make_call(
 
 
 def _make_sampling(library: Library, work: AnyWork, request: Request) -> Any:
-    """Stop tokens are told as such: the end-of-text token is one of them, if it is to count at all. Where an answer
-    has a least length none are told, since the library would stop at them all the same; ``answer.py`` sees to it."""
+    """Stop tokens: the first one is told as the end token, which a context phase alone heeds. Where an answer has a
+    least length none are told, since the library would stop at them all the same; ``answer.py`` sees to it."""
     s, stopping = work.sampling, work.stopping
-    has_least = stopping.min_tokens > request.first_index
+    end, *others = stop_tokens(stopping, request.first_index) or [-1]
     return library.SamplingParams(
         max_tokens=1 if isinstance(work, Prefill) else stopping.max_tokens - request.first_index,
-        stop_token_ids=list(stopping.stop_token_ids) if stopping.stop_token_ids and not has_least else None,
+        stop_token_ids=others or None,
         include_stop_str_in_output=True,
-        end_id=-1,  # none; by ``ignore_eos`` newer versions would ignore all stop tokens
+        end_id=end,  # -1: none; by ``ignore_eos`` newer versions would ignore all stop tokens
         pad_id=0,
         detokenize=False,
         logprobs=None if s.logprobs is None else max(1, s.logprobs),
@@ -101,6 +101,11 @@ def _make_sampling(library: Library, work: AnyWork, request: Request) -> Any:
         frequency_penalty=s.frequency_penalty or None,
         **_make_choice(s),
     )
+
+
+def stop_tokens(stopping: Stopping, first_index: int) -> list[int]:
+    """Those that the library is told of for an answer that goes on from ``first_index``."""
+    return [] if stopping.min_tokens > first_index else list(stopping.stop_token_ids)
 
 
 def _make_choice(s: Sampling) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Names that are not in ``llmapi``."""
 
-from tensorrt_llm._requests import LoRARequest
-from tensorrt_llm._results import CompletionOutput, IterationResult, RequestError
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["CompletionOutput", "IterationResult", "LoRARequest", "RequestError"]
+__getattr__ = exports_of("tensorrt_llm.executor")

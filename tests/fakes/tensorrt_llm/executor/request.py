@@ -1,5 +1,5 @@
 """Of a request."""
 
-from tensorrt_llm._requests import LoRARequest
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["LoRARequest"]
+__getattr__ = exports_of("tensorrt_llm.executor.request")

@@ -1,5 +1,5 @@
 """What a request gives back."""
 
-from tensorrt_llm._results import CompletionOutput, IterationResult, Logprob
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["CompletionOutput", "IterationResult", "Logprob"]
+__getattr__ = exports_of("tensorrt_llm.executor.result")

@@ -1,5 +1,5 @@
 """Errors."""
 
-from tensorrt_llm._results import RequestError
+from tensorrt_llm._exports import exports_of
 
-__all__ = ["RequestError"]
+__getattr__ = exports_of("tensorrt_llm.executor.utils")

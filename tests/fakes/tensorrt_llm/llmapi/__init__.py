@@ -1,27 +1,5 @@
 """The public names."""
 
-from tensorrt_llm._llm import LLM
-from tensorrt_llm._requests import (
-    CacheTransceiverConfig,
-    CudaGraphConfig,
-    DisaggregatedParams,
-    GuidedDecodingParams,
-    KvCacheConfig,
-    SamplingParams,
-    SchedulerConfig,
-)
-from tensorrt_llm._results import CompletionOutput, RequestError, RequestOutput
+from tensorrt_llm._exports import exports_of
 
-__all__ = [
-    "LLM",
-    "CacheTransceiverConfig",
-    "CompletionOutput",
-    "CudaGraphConfig",
-    "DisaggregatedParams",
-    "GuidedDecodingParams",
-    "KvCacheConfig",
-    "RequestError",
-    "RequestOutput",
-    "SamplingParams",
-    "SchedulerConfig",
-]
+__getattr__ = exports_of("tensorrt_llm.llmapi")

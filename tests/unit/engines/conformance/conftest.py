@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tandem.engines.registry import find_engine
 from tandem.kv.handle import KEY_VARIABLE
 from tests.unit.engines.conformance.harness import Harness
 from tests.unit.engines.conformance.subjects import SUBJECTS, Subject, make_model_dir
@@ -25,6 +24,8 @@ class Pair:
 
     prefill: Harness
     decode: Harness
+    temperature: float = 1.0
+    """For what has to come out alike on either."""
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +49,7 @@ def start(subject: Subject, model_dir: Path) -> Iterator[Callable[..., Harness]]
 
         def start_one(worker: str, **options: Any) -> Harness:
             deployment = subject.deploy(model_dir, **options)
-            create = find_engine(subject.engine)
-            engine = create(deployment, deployment.find_worker(worker), next(_epochs), lambda _what, _done: None)
+            engine = subject.build(deployment, deployment.find_worker(worker), next(_epochs))
             started.append(Harness(engine, lets_go_at_once=subject.moves_kv_itself))
             return started[-1]
 
@@ -59,10 +59,10 @@ def start(subject: Subject, model_dir: Path) -> Iterator[Callable[..., Harness]]
 
 
 @pytest.fixture(scope="module")
-def pair(start: Callable[..., Harness]) -> Pair:
+def pair(start: Callable[..., Harness], subject: Subject) -> Pair:
     prefill, decode = start("prefill_0"), start("decode_0")
     introduce(prefill, decode)
-    return Pair(prefill, decode)
+    return Pair(prefill, decode, temperature=1.0 if subject.samples_alike else 0.0)
 
 
 @pytest.fixture

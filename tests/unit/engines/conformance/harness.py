@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -82,6 +82,13 @@ class Harness:
         deadline = time.monotonic() + TIMEOUT_S
         while getattr(self.load, field) != value:
             assert time.monotonic() < deadline, (field, value, self.load)
+            time.sleep(0.002)
+
+    def until_cached(self, names: Iterable[int]) -> None:
+        """Wait until these blocks have been told of: a library may do so after the answer's end."""
+        wanted, deadline = set(names), time.monotonic() + TIMEOUT_S
+        while not wanted <= self.cached:
+            assert time.monotonic() < deadline, wanted - self.cached
             time.sleep(0.002)
 
     def until_idle(self) -> Load:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tandem.messages import Failed, Finished, Sampling, Stopping
+from tandem.messages import Failed, Finished, Guide, Sampling, Stopping
 from tests.unit.engines.conformance.conftest import Pair, introduce
 from tests.unit.engines.conformance.harness import (
     Harness,
@@ -51,10 +51,28 @@ def test_bad_fields_are_named(pair: Pair, changes: dict[str, Any], code: str, wo
         assert (failure.code, words in failure.message) == (code, True), failure.message
 
 
+@pytest.mark.parametrize(
+    ("asked", "field", "feature"),
+    [
+        ({"lora_task_id": 3}, "lora_task_id: 3", "lora"),
+        ({"guide": Guide(kind="regex", text="[a-z]+")}, "guided_decoding_guide_type: 'regex'", "guided_decoding"),
+    ],
+)
+def test_what_a_worker_has_not_is_refused_by_the_field_that_asks_for_it(
+    pair: Pair, asked: dict[str, Any], field: str, feature: str
+) -> None:
+    assert pair.decode.engine.info.features == []
+    failure = failure_of(pair.decode.run(make_work("bad", [1, 2], **asked))[0])
+    assert failure.code == "invalid_request"
+    assert field in failure.message
+    assert f"engine {pair.decode.engine.info.engine!r}, has no {feature}" in failure.message
+
+
 def test_what_no_worker_could_hold_is_refused_at_once(start: Callable[..., Harness]) -> None:
     harness = start("decode_0", blocks=20)
     blocks = harness.run(make_work("any", [1]))[0] and harness.load.blocks_total
-    failure = failure_of(harness.run(make_work("huge", [1] * (4 * blocks), max_tokens=2))[0])
+    tokens = blocks * harness.engine.info.kv.block_size
+    failure = failure_of(harness.run(make_work("huge", [1] * tokens, max_tokens=2))[0])
     assert (failure.code, f"has {blocks} (worker.kv_memory)" in failure.message) == ("prompt_too_long", True)
 
 
