@@ -77,7 +77,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     """Where the figures in ``shape`` are from."""
     checkpoint: str
     """Directory of the Hugging Face checkpoint, where the recipe is built and served."""
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["bfloat16"] = "bfloat16"
     gpu: GpuName
     gpus_per_host: PositiveInt = 8
     cache_transceiver: Literal["NIXL", "UCX"] = "NIXL"
@@ -137,8 +137,8 @@ def _find_problem(recipe: Recipe) -> str | None:
         ours, theirs = decode.kv_dtype, prefill.kv_dtype
         return f"decode.kv_dtype: {ours!r}: must be prefill's, {theirs!r}, or the KV cache cannot be handed over"
     if decode.max_seq_len != prefill.max_seq_len:
-        ours, theirs = decode.max_seq_len, prefill.max_seq_len
-        return f"decode.max_seq_len: {ours}: must be prefill's, {theirs}: either worker may get a request whole"
+        longest = f"prefill's, {prefill.max_seq_len}: either worker may get a request whole"
+        return f"decode.max_seq_len: {decode.max_seq_len}: must be {longest}"
     return None
 
 
