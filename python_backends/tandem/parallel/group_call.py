@@ -26,6 +26,8 @@ class GroupCall:
     """The first so many ranks tell by heartbeats how they are."""
     runs: list[str]
     """What each rank becomes on its host, where that is another program in the end."""
+    files: dict[Path, str]
+    """To be written before it is started."""
 
 
 def plan_group(
@@ -51,7 +53,7 @@ def plan_group(
     command, environment = build_call(
         launcher, deployment.parallel, worker, program, {**environment, **extra}, directory
     )
-    return GroupCall(command, environment, launcher.marker, worker.group_size, [])
+    return GroupCall(command, environment, launcher.marker, worker.group_size, [], {})
 
 
 def _plan_llmapi(
@@ -68,8 +70,8 @@ def _plan_llmapi(
     runs = llmapi.build_rank(worker, endpoint, engine, python)
     environment = {**environment, **extra}
     if deployment.parallel.launcher == "srun":
-        command, environment = llmapi.build_srun(worker, program, environment)
-        return GroupCall(command, environment, llmapi.SRUN_MARKER, 1, runs)
+        command, environment, files = llmapi.build_srun(worker, program, environment, directory / "hosts")
+        return GroupCall(command, environment, llmapi.SRUN_MARKER, 1, runs, files)
     launcher = launcher or llmapi.find_openmpi(deployment.parallel)
     command, environment = build_call(
         launcher,
@@ -80,4 +82,4 @@ def _plan_llmapi(
         directory,
         llmapi.FORWARDED,
     )
-    return GroupCall(command, environment, launcher.marker, 1, runs)
+    return GroupCall(command, environment, launcher.marker, 1, runs, {})

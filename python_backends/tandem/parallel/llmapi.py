@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import base64
 import os
+import platform
 import re
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -100,15 +102,17 @@ def without_outer_job(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not _OUTER_JOB.fullmatch(name)}
 
 
-def build_srun(worker: Worker, program: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """A step of the allocation that this process is in; Slurm starts MPI by PMIx."""
-    hosts = max(1, len(worker.hosts))
-    command = ["srun", "--mpi=pmix", f"--nodes={hosts}", f"--ntasks={worker.group_size}"]
-    command += [f"--ntasks-per-node={worker.group_size // hosts}", "--distribution=block"]
-    if worker.hosts:
-        command += [f"--nodelist={','.join(worker.hosts)}"]
+def build_srun(
+    worker: Worker, program: list[str], environment: dict[str, str], host_file: Path
+) -> tuple[list[str], dict[str, str], dict[Path, str]]:
+    """A step of the allocation that this process is in; Slurm starts MPI by PMIx. The third are files that it needs: a
+    list of hosts in another order than Slurm's own it takes from a file alone, a line for each rank."""
+    hosts = worker.hosts or [environment.get("SLURMD_NODENAME") or platform.node()]
+    each = worker.group_size // len(hosts)
+    environment = {**environment, "SLURM_HOSTFILE": str(host_file)}
+    command = ["srun", "--mpi=pmix", f"--ntasks={worker.group_size}", "--distribution=arbitrary"]
     command += ["--overlap", "--kill-on-bad-exit=1", "--label", "--unbuffered", "--export=ALL", *program]
-    return command, environment
+    return command, environment, {host_file: "".join(f"{host}\n" * each for host in hosts)}
 
 
 def visible_devices(worker: Worker, rank: int) -> str | None:

@@ -72,6 +72,8 @@ class Supervisor:
         directory = Path(endpoint.removeprefix("ipc://")).parent  # the stage removes it in the end
         environment = {**os.environ, processes.TAG: self._tag}
         call = plan_group(deployment, worker, endpoint, engine, environment, directory)
+        for path, text in call.files.items():
+            path.write_text(text)
         self._watched = call.watched
         self._watch = Watch(self._hosts[: call.watched], deployment.parallel.hang_timeout_s, time.monotonic())
         self._stop_by: float | None = None

@@ -11,6 +11,7 @@ from msgspec import Meta
 from tandem.deployment import PositiveInt, Section, locate
 from tandem.errors import TandemError
 from tandem.messages import StageName
+from tandem.recipes.checkpoint import read_quantization
 from tandem.recipes.shape import Moe, Shape, read_shape
 
 Form = Literal["llm_api", "engine"]
@@ -76,7 +77,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     """Where the figures in ``shape`` are from."""
     checkpoint: str
     """Directory of the Hugging Face checkpoint, where the recipe is built and served."""
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["bfloat16"] = "bfloat16"
     gpu: GpuName
     gpus_per_host: PositiveInt = 8
     cache_transceiver: Literal["NIXL", "UCX"] = "NIXL"
@@ -108,9 +109,21 @@ def load_recipe(path: Path) -> Recipe:
     directory = Path(recipe.checkpoint)
     if (directory / "config.json").is_file():
         recipe = msgspec.structs.replace(recipe, shape=read_shape(directory))
+        if problem := _find_mismatch(recipe, read_quantization(directory)):
+            raise TandemError("invalid_request", f"{path}: {problem}")
     if problem := _find_problem(recipe):
         raise TandemError("invalid_request", f"{path}: {problem}")
     return recipe
+
+
+def _find_mismatch(recipe: Recipe, found: str) -> str | None:
+    """Which stage does not fit how the checkpoint is quantized: loaded as it is, or converted from 16 bits."""
+    for name, stage in (("prefill", recipe.prefill), ("decode", recipe.decode)):
+        expected = stage.quantization if stage.form == "llm_api" else "none"
+        if found != expected:
+            how = "it is loaded as it is" if stage.form == "llm_api" else "an engine is made of an unquantized one"
+            return f"{name}.quantization: {stage.quantization!r}: the checkpoint's weights are {found!r}, and {how}"
+    return None
 
 
 def _find_problem(recipe: Recipe) -> str | None:
@@ -124,8 +137,8 @@ def _find_problem(recipe: Recipe) -> str | None:
         ours, theirs = decode.kv_dtype, prefill.kv_dtype
         return f"decode.kv_dtype: {ours!r}: must be prefill's, {theirs!r}, or the KV cache cannot be handed over"
     if decode.max_seq_len != prefill.max_seq_len:
-        ours, theirs = decode.max_seq_len, prefill.max_seq_len
-        return f"decode.max_seq_len: {ours}: must be prefill's, {theirs}: either worker may get a request whole"
+        longest = f"prefill's, {prefill.max_seq_len}: either worker may get a request whole"
+        return f"decode.max_seq_len: {decode.max_seq_len}: must be {longest}"
     return None
 
 

@@ -119,6 +119,8 @@ def _worker(
     yield "  It starts all ranks, in one MPI world"
     yield from _indent(_format_environment(call.environment, environment))
     yield from _indent(format_command(call.command))
+    for path, text in call.files.items():
+        yield f"  with {path}: {', '.join(text.split())}"
     if call.runs:
         yield "  Each rank becomes, on its host"
         yield from _indent(format_command(call.runs))

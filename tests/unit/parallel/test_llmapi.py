@@ -74,7 +74,10 @@ def test_no_rank_takes_itself_for_one_of_an_outer_job() -> None:
 def test_srun_starts_a_step_with_pmix() -> None:
     call = plan(deployment(launcher="srun"), {"SLURM_JOB_ID": "7", "UCX_TLS": "rc"})
     assert call.command[:2] == ["srun", "--mpi=pmix"]
-    assert {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--nodelist=10.0.0.1,10.0.0.2"} <= set(call.command)
+    assert {"--ntasks=4", "--distribution=arbitrary", "--kill-on-bad-exit=1"} <= set(call.command)
+    (path, text), *_ = call.files.items()
+    assert text.split() == ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"]  # in our order: rank 0 has to be here
+    assert call.environment["SLURM_HOSTFILE"] == str(path)
     assert call.environment["SLURM_JOB_ID"] == "7"
     assert Demultiplexer(call.marker).feed(b" 0: one: 2: three\n11: four\nsrun: error: x\n") == [
         (0, b"one: 2: three"),

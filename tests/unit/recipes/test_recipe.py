@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tandem.errors import TandemError
+from tandem.recipes.checkpoint import read_quantization
 from tandem.recipes.recipe import Recipe, load_recipe
 from tandem.recipes.shape import read_shape
 
@@ -161,3 +162,32 @@ def test_a_config_json_that_lacks_a_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**MIXTRAL_CONFIG, "hidden_size": None}))
     with pytest.raises(TandemError, match=r"config\.json"):
         read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "optimizer", "found"),
+    [
+        ({}, None, "none"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, None, "fp8_block"),
+        ({"quant_method": "awq", "bits": 4}, None, "int4_awq"),
+        ({"quant_method": "gptq"}, None, "gptq"),
+        ({}, "FP8", "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, None, "nvfp4"),
+    ],
+)
+def test_a_checkpoint_says_how_it_is_quantized(
+    tmp_path: Path, config: dict[str, object], optimizer: str | None, found: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL_CONFIG | {"quantization_config": config}))
+    if optimizer:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": optimizer}}))
+    assert read_quantization(tmp_path) == found
+
+
+def test_a_recipe_that_takes_a_checkpoint_for_another_is_refused(tmp_path: Path) -> None:
+    quantized = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL_CONFIG | quantized))
+    path = tmp_path / "r.toml"
+    path.write_text(MIXTRAL.read_text().replace("/models/Mixtral-8x7B-Instruct-v0.1", str(tmp_path)))
+    said = "prefill.quantization: 'fp8': the checkpoint's weights are 'fp8_block', and an engine is made of an unquant"
+    assert refusal(path).startswith(said)
