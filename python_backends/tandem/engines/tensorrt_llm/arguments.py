@@ -55,7 +55,7 @@ def make_arguments(
     }
     if section.engine_dir is None:  # built engines have statistics anyhow, and their schedule is their own
         arguments["enable_iter_perf_stats"] = True
-        arguments["disable_overlap_scheduler"] = worker.stage == "prefill"  # 1.2 refuses context phases with it
+        arguments["disable_overlap_scheduler"] = worker.stage != "decode"  # 1.2 refuses context phases with it
     if section.expert_parallel_size > 1:
         arguments["moe_expert_parallel_size"] = section.expert_parallel_size
     if section.attention_data_parallel:
@@ -110,4 +110,4 @@ def transfer_deadline_s(deployment: Deployment, worker: Worker) -> float:
     """How long TensorRT-LLM waits for a transfer. Prefill holds KV for as long as a lease lasts and, since one may be
     claimed at its very end, for as long as a transfer may take."""
     kv = deployment.kv
-    return kv.lease_s + kv.transfer_timeout_s if worker.stage == "prefill" else kv.transfer_timeout_s
+    return kv.transfer_timeout_s if worker.stage == "decode" else kv.lease_s + kv.transfer_timeout_s

@@ -223,7 +223,7 @@ class TensorRtLlmEngine:
         if work.request_id in self._tracks:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
         check_work(work, self._info)
-        if isinstance(work, Prefill) and self._info.stage != "prefill":  # in 1.2 it would be the engine's end
+        if isinstance(work, Prefill) and self._info.stage == "decode":  # in 1.2 it would be the engine's end
             raise TandemError(
                 "invalid_request", f"worker {self._info.worker_id!r} is for decode, and prefills for nobody"
             )
