@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from tandem.errors import TandemError
 from tandem.kv import handle as kv_handle
 from tandem.kv.handle import check, digest_tokens, handle_key, require_compatible, sign, verify
-from tandem.messages import HeldBlocks, HeldByLibrary, KvFormat, KvHandle, Partition, TransferInfo, WorkerInfo
+from tandem.messages import (
+    HeldBlocks,
+    HeldByLibrary,
+    KvFormat,
+    KvHandle,
+    LibraryTransfer,
+    Partition,
+    TransferInfo,
+    WorkerInfo,
+)
 
 KEY = bytes(range(32))
 TOKENS = [5, 6, 7, 49151, 0]
@@ -211,6 +220,28 @@ def test_each_mismatch_has_its_code(
         check(handle, DECODE, peer, tokens)
     assert error.value.code == code
     assert text in error.value.message
+
+
+LIBRARY = LibraryTransfer(library="a 1.0", backend="NIXL", claims="tcp://127.0.0.1:1")
+HELD = HeldByLibrary(context_request_id=1, opaque_state=b"x", first_token_ids=[7])
+
+
+def test_a_handle_holds_what_its_worker_hands_out() -> None:
+    theirs = worker("prefill_0", transfers=[], library=LIBRARY)
+    check(make(held=HELD), DECODE, theirs, TOKENS)
+    for handle, peer in ((make(held=HELD), PREFILL), (make(), theirs)):
+        with pytest.raises(TandemError, match="what it holds is not what 'prefill_0' hands out") as error:
+            check(handle, DECODE, peer, TOKENS)
+        assert error.value.code == "handle_malformed"
+
+
+@pytest.mark.parametrize(("field", "value"), [("library", "a 1.1"), ("backend", "UCX")])
+def test_libraries_have_to_be_the_same(field: str, value: str) -> None:
+    mine, peer = worker("decode_0", transfers=[], library=LIBRARY), worker("prefill_0", transfers=[], library=LIBRARY)
+    require_compatible(mine, peer)
+    other = worker("prefill_0", transfers=[], library=msgspec.structs.replace(LIBRARY, **{field: value}))
+    with pytest.raises(TandemError, match=f"library.{field} is .* here and '{value}' there"):
+        require_compatible(mine, other)
 
 
 def test_digest_tells_orders_and_lengths_apart() -> None:
