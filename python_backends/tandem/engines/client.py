@@ -124,7 +124,8 @@ class EngineProcess:
 
     def _choose_module(self) -> str:
         workers = load_deployment(self._deployment_file).worker
-        return next(choose_module(worker) for worker in workers if worker.name == self._worker)
+        found = (choose_module(worker) for worker in workers if worker.name == self._worker)
+        return next(found, "tandem.engines.server")  # which says that there is no such worker
 
     def _launch(self, module: str, endpoint: str, parent_fd: int) -> subprocess.Popen[bytes]:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
