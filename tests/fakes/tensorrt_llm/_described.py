@@ -56,10 +56,8 @@ class _Keeper(metaclass=_Listing):
         """For what a class checks over all fields."""
 
     def _wrong(self, name: str, why: str) -> Exception:
-        if self._described.kind != "dataclass":
-            return ValueError(
-                f"1 validation error for {self._name}\n{name}\n  {why}"
-            )  # pydantic's errors are ValueErrors
+        if self._described.kind != "dataclass":  # pydantic's errors are ValueErrors
+            return ValueError(f"1 validation error for {self._name}\n{name}\n  {why}")
         if why.startswith("Extra"):
             return TypeError(f"{self._name}.__init__() got an unexpected keyword argument '{name}'")
         if why.startswith("Field required"):

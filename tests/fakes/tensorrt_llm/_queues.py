@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 from collections import deque
 from typing import Any
@@ -30,7 +31,7 @@ class ResultQueue:
             self._blocking.put(item)
             return
         self._items.append(item)
-        if self._loop.is_running():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def aget(self, timeout: float | None = None) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests import fakes
+from tests.unit.tensorrt_llm.phases import VOCAB
 
-VOCAB = 400
 MakeLLM = Callable[..., Any]
 
 

@@ -1,12 +1,41 @@
-"""Requests in one and in two phases; run as a program, a context engine in a process of its own."""
+"""Requests in one and in two phases, and their answers; run as a program, a context engine in a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import pickle
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+VOCAB = 400
+PROMPT = list(range(10, 33))
+
+
+def expected(count: int, prompt: list[int] = PROMPT, **more: Any) -> list[int]:
+    """The answer, known beforehand."""
+    from tensorrt_llm._tokens import expected_answer
+
+    return expected_answer(prompt, count, VOCAB, **more)
+
+
+def blocks_used(llm: Any) -> int:
+    """A figure of the engine that the library tells with its steps alone."""
+    return int(llm._executor._blocks.used)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+async def take(feed: Any, count: int) -> list[Any]:
+    """So many items of a feed."""
+    return [await anext(feed) for _ in range(count)]
 
 
 def sampling(max_tokens: int = 6, **fields: Any) -> Any:
