@@ -224,9 +224,7 @@ class TensorRtLlmEngine:
             raise TandemError("invalid_request", f"request_id: {work.request_id!r} is in hand already")
         check_work(work, self._info)
         if isinstance(work, Prefill) and self._info.stage == "decode":  # in 1.2 it would be the engine's end
-            raise TandemError(
-                "invalid_request", f"worker {self._info.worker_id!r} is for decode, and prefills for nobody"
-            )
+            raise TandemError("invalid_request", f"worker {self._info.worker_id!r} is for decode, not for prefill")
         needed = check_room(work, self._info, self._blocks.total)
         handle = self._handover.accept(work) if isinstance(work, Decode) else None
         known = [*work.token_ids, *work.output_ids]
