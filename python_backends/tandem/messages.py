@@ -8,7 +8,7 @@ unless the name says otherwise, and always durations: no clock is compared betwe
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,10 @@ StageName = Literal["prefill", "decode"]
 Role = Literal["prefill", "decode", "both"]
 """The stages that a worker does."""
 FinishReason = Literal["stop", "length", "cancelled"]
+Feature = Literal["lora", "guided_decoding"]
+"""What some engines can do and others cannot; ``tandem.engines.torch.checks`` names the fields that ask for it."""
+GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar", "structural_tag"]
+"""As Triton's TensorRT-LLM models call them. ``json``: any JSON, and no text comes with it."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type"):
@@ -33,6 +37,14 @@ def does(role: Role, stage: StageName) -> bool:
 
 
 # ---------------------------------------------------------------- what a request asks for
+
+
+class Guide(Message, frozen=True, kw_only=True):
+    """What an answer's text has to be: one of a kind."""
+
+    kind: GuideKind
+    text: str = ""
+    """The schema, expression, grammar or tag."""
 
 
 class Sampling(Message, frozen=True, kw_only=True):
@@ -48,6 +60,9 @@ class Sampling(Message, frozen=True, kw_only=True):
     seed: int = 0
     logprobs: int | None = None
     """None: no log-probabilities; n: those of the chosen token and of the n likeliest."""
+    guide: Guide | None = None
+    lora_task_id: int | None = None
+    """Which of the deployment's LoRA adapters the model wears; None: none."""
 
 
 class Stopping(Message, frozen=True, kw_only=True):
@@ -265,6 +280,17 @@ class TransferInfo(Message, frozen=True, kw_only=True):
     """The same memory for processes of this host."""
 
 
+class LibraryTransfer(Message, frozen=True, kw_only=True):
+    """An engine whose library moves KV itself, and shows neither blocks nor memory. Both ends must have it the same."""
+
+    library: str
+    """Name and version."""
+    backend: str
+    """What the library moves KV with."""
+    claims: str = ""
+    """Where a prefill worker is asked whether a lease still holds: a ZeroMQ address."""
+
+
 class Partition(Message, frozen=True, kw_only=True):
     """How an engine group splits a model over its ranks; see ``tandem.parallel.partition``."""
 
@@ -296,6 +322,9 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     max_batch_size: int
     transfers: list[TransferInfo] = []
     """One for each rank, in their order; a block of the worker is the blocks of that number of all ranks."""
+    library: LibraryTransfer | None = None
+    """In place of ``transfers``."""
+    features: list[Feature] = []
 
 
 class KvFormat(Message, frozen=True, kw_only=True):
@@ -452,6 +481,26 @@ EngineReport = Loading | Ready | EngineError | Events
 # ---------------------------------------------------------------- KV handle
 
 
+class HeldBlocks(Message, tag="blocks", frozen=True, kw_only=True):
+    """KV that lies in blocks of memory that the peer may read."""
+
+    block_ids: list[int]
+
+
+class HeldByLibrary(Message, tag="library", frozen=True, kw_only=True):
+    """KV that the engine's library holds, and finds again by what it has said about it."""
+
+    context_request_id: int
+    opaque_state: bytes
+    """Empty: it holds none, and decode has to read the prompt itself."""
+    first_token_ids: list[int]
+    draft_token_ids: list[int] | None = None
+    more: dict[str, int | str] = {}
+    """Fields that only newer versions of the library have."""
+    first_logprobs: list[Any] | None = None
+    """Of the first token, as the library nests them."""
+
+
 class KvHandle(Message, frozen=True, kw_only=True):
     """The ticket that prefill returns and decode redeems. Signed: see ``tandem.kv.handle``."""
 
@@ -465,7 +514,12 @@ class KvHandle(Message, frozen=True, kw_only=True):
     """Tokens whose KV the blocks hold (the prompt's)."""
     tokens_digest: bytes
     """Hash of those token ids: a handle fits one prompt only."""
-    block_ids: list[int]
+    held: HeldBlocks | HeldByLibrary
+
+    @property
+    def block_ids(self) -> list[int]:
+        """Of ``HeldBlocks``; a library's are its own."""
+        return self.held.block_ids if isinstance(self.held, HeldBlocks) else []
 
 
 # ---------------------------------------------------------------- engine group (leader ↔ followers, over MPI)

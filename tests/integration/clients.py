@@ -21,6 +21,7 @@ INPUTS: dict[str, type] = {
     "seed": np.uint64, "stream": np.bool_, "stop": np.bool_, "ignore_eos": np.bool_, "return_log_probs": np.bool_,
     "input_ids": np.int32, "output_ids": np.int32, "stop_token_ids": np.int32,
     "text_input": np.object_, "messages": np.object_, "stop_words": np.object_, "kv_handle": np.object_,
+    "lora_task_id": np.uint64, "guided_decoding_guide_type": np.object_, "guided_decoding_guide": np.object_,
 }  # fmt: skip
 TIMEOUT_S = 240.0
 

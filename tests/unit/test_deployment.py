@@ -293,3 +293,43 @@ def test_sections_are_immutable(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         load(tmp_path, MINIMAL).model.path = "x"  # type: ignore[misc]
     assert msgspec.json.decode(to_json(load(tmp_path, MINIMAL)))["kv"]["block_size"] == 16
+
+
+TENSORRT_LLM = MINIMAL.replace(
+    'stage = "prefill"', 'stage = "prefill"\nengine = "tensorrt_llm"\ndevices = ["cuda:0"]\n[worker.tensorrt_llm]\n%s'
+)
+
+
+def test_a_worker_of_tensorrt_llm_has_a_section_of_its_own(tmp_path: Path) -> None:
+    section = 'engine_dir = "built"\nlora = [{ task_id = 1, path = "adapters/one" }]\nkv_fraction = 0.8'
+    worker = load(tmp_path, TENSORRT_LLM % section).worker[0]
+    assert worker.tensorrt_llm is not None
+    assert worker.tensorrt_llm.engine_dir == str(tmp_path / "built")
+    assert worker.tensorrt_llm.lora[0].path == str(tmp_path / "adapters" / "one")
+    assert worker.tensorrt_llm.cache_transceiver == "NIXL"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TENSORRT_LLM.replace("cuda:0", "cpu") % "", "worker[0].devices: 'cpu': engine = \"tensorrt_llm\" needs GPUs"),
+        (TENSORRT_LLM % 'cache_transceiver = "MPI"', "worker[0].tensorrt_llm.cache_transceiver: 'MPI': Invalid enum"),
+        (TENSORRT_LLM % "kv_fraction = 1.0", "worker[0].tensorrt_llm.kv_fraction: 1.0: Expected `float` < 1.0"),
+        (TENSORRT_LLM % "expert_parallel_size = 2", "expert_parallel_size: 2: must divide tensor_parallel_size, 1"),
+        (
+            TENSORRT_LLM % "stall_timeout_s = 40",
+            "stall_timeout_s: 40: must be above kv.lease_s +",
+        ),
+        (TENSORRT_LLM % "" + "[kv]\nblock_size = 24", "kv.block_size: 24: TensorRT-LLM's blocks hold a power of two"),
+        (
+            TENSORRT_LLM % 'lora = [{ task_id = 1, path = "a" }, { task_id = 1, path = "b" }]',
+            "worker[0].tensorrt_llm.lora.task_id: 1 stands twice",
+        ),
+        (
+            MINIMAL + "[worker.tensorrt_llm]\nkv_fraction = 0.5",
+            "worker[1].tensorrt_llm: is for engine = \"tensorrt_llm\", but the engine is 'torch'",
+        ),
+    ],
+)
+def test_wrong_fields_of_tensorrt_llm_are_named(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import secrets
+from typing import cast, get_args
 
 import msgspec
 
 from tandem.api.tensors import Tensors, take_bool, take_ids, take_int, take_number, take_text, take_texts
 from tandem.errors import TandemError
-from tandem.messages import Sampling, Stopping
+from tandem.messages import Guide, GuideKind, Sampling, Stopping
 
 MAX_STOP_WORDS = 16
 MAX_STOP_WORD_BYTES = 256
@@ -114,6 +115,8 @@ def read_sampling(tensors: Tensors) -> Sampling:
         frequency_penalty=_bounded(tensors, "frequency_penalty", -2.0, 2.0) or 0.0,
         seed=secrets.randbits(63) if seed is None else seed,
         logprobs=(top_logprobs or 0) if wants_logprobs else None,
+        guide=_read_guide(tensors),
+        lora_task_id=take_int(tensors, "lora_task_id"),
     )
 
 
@@ -178,6 +181,23 @@ def _read_stop_words(tensors: Tensors) -> tuple[str, ...]:
                 "invalid_request", f"stop_words[{place}]: {size} bytes long; expected 1 to {MAX_STOP_WORD_BYTES}"
             )
     return tuple(words)
+
+
+def _read_guide(tensors: Tensors) -> Guide | None:
+    kind, text = take_text(tensors, "guided_decoding_guide_type"), take_text(tensors, "guided_decoding_guide")
+    if kind is None:
+        if text is not None:
+            raise TandemError("invalid_request", "guided_decoding_guide: needs guided_decoding_guide_type beside it")
+        return None
+    kinds = get_args(GuideKind)
+    if kind not in kinds:
+        raise TandemError(
+            "invalid_request", f"guided_decoding_guide_type: {kind!r}; expected one of {', '.join(kinds)}"
+        )
+    if (kind == "json") == bool(text):
+        needs = "takes no guided_decoding_guide" if text else "needs a guided_decoding_guide"
+        raise TandemError("invalid_request", f"guided_decoding_guide_type: {kind!r} {needs}")
+    return Guide(kind=cast(GuideKind, kind), text=text or "")
 
 
 def _refuse_echo(tensors: Tensors) -> None:

@@ -35,10 +35,10 @@ LINGER_S = 3.0
 
 
 def build_program(
-    deployment: Deployment, worker: Worker, endpoint: str, engine: str | None
+    deployment: Deployment, worker: Worker, endpoint: str, engine: str | None, python: str | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The command of every rank, and what has to be in its environment."""
-    command = [sys.executable, "-m", "tandem.parallel.rank", "--worker", worker.name, "--endpoint", endpoint]
+    command = [python or sys.executable, "-m", "tandem.parallel.rank", "--worker", worker.name, "--endpoint", endpoint]
     if engine is not None:
         command += ["--engine", engine]
     return command, {DEPLOYMENT: base64.b64encode(to_json(deployment)).decode()}

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -187,7 +187,7 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(runtime, run),
+                env=server_environment(runtime, run, os.environ),
                 start_new_session=True,
             )
 
@@ -218,23 +218,26 @@ class TritonServer:
         return value
 
 
-def _environment(runtime: TritonRuntime, run: RunDirectory) -> dict[str, str]:
-    """The server's environment, which its stubs and engines inherit.
+def server_environment(
+    runtime: TritonRuntime, run: RunDirectory, base: Mapping[str, str], python: Path | None = None
+) -> dict[str, str]:
+    """The server's environment, made of ours, ``base``; its stubs and engines inherit it. ``python`` replaces this one.
 
     The stub embeds Python: it finds this one through the PATH, and this one's packages through PYTHONPATH.
     """
-    python = Path(sys.executable)
-    packages = [str(Path(__file__).resolve().parents[2]), sysconfig.get_paths()["purelib"]]
-    inherited = os.environ.get("PYTHONPATH")
+    packages = [str(Path(__file__).resolve().parents[2]), sysconfig.get_paths()["purelib"]] if python is None else []
+    python = python or Path(sys.executable)
+    inherited = base.get("PYTHONPATH")
+    packages += [inherited] if inherited else []
     return {
-        **os.environ,
-        **runtime.environment(run.path / "lib"),
+        **base,
+        **runtime.environment(run.path / "lib", base.get("LD_LIBRARY_PATH")),
         RUN_VARIABLE: run.run_id,
-        "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
-        "PYTHONPATH": ":".join([*packages, *([inherited] if inherited else [])]),
+        "PATH": f"{python.parent}:{base.get('PATH', os.defpath)}",
+        "PYTHONPATH": ":".join(packages),
         "PYTHONUNBUFFERED": "1",
-        "TANDEM_PYTHON": os.environ.get("TANDEM_PYTHON") or sys.executable,
-        "TANDEM_HANDLE_KEY": os.environ.get("TANDEM_HANDLE_KEY") or secrets.token_hex(32),
+        "TANDEM_PYTHON": base.get("TANDEM_PYTHON") or str(python),
+        "TANDEM_HANDLE_KEY": base.get("TANDEM_HANDLE_KEY") or secrets.token_hex(32),
     }
 
 
