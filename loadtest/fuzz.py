@@ -62,7 +62,7 @@ def make_deployment() -> Deployment:
     """``deployments/sim.toml``, whose workers take no time at all and whose leases are short."""
     plain = override(load_deployment(ROOT / "deployments" / "sim.toml"), http_port=0, grpc_port=0, metrics_port=0)
     workers = [msgspec.structs.replace(w, profile="instant", timing={"start_s": 0.0}) for w in plain.worker]
-    return msgspec.structs.replace(plain, name="fuzz", worker=workers, kv=Kv(lease_s=2.0))
+    return msgspec.structs.replace(plain, name="fuzz", worker=workers, kv=Kv(lease_s=1.0))
 
 
 def fuzz(server: TritonServer, seed: int, count: int) -> Findings:
