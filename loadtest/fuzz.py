@@ -22,6 +22,7 @@ import grpc
 import msgspec
 from malformed import Malformed, make_requests
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tritonclient.grpc import service_pb2
 
@@ -221,7 +222,7 @@ def main() -> int:
         findings = fuzz(server, args.seed, args.requests)
     table = Table("kind", "outcome", "requests", title=f"{args.requests} malformed requests, seed {args.seed}")
     for (kind, outcome), count in sorted(findings.outcomes.items()):
-        table.add_row(kind, outcome, str(count))
+        table.add_row(kind, escape(outcome), str(count))
     console.print(table)
     for problem in findings.wrong[:20]:
         console.print(problem, markup=False)
