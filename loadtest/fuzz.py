@@ -22,6 +22,7 @@ import grpc
 import msgspec
 from malformed import Malformed, make_requests
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tritonclient.grpc import service_pb2
 
@@ -62,7 +63,7 @@ def make_deployment() -> Deployment:
     """``deployments/sim.toml``, whose workers take no time at all and whose leases are short."""
     plain = override(load_deployment(ROOT / "deployments" / "sim.toml"), http_port=0, grpc_port=0, metrics_port=0)
     workers = [msgspec.structs.replace(w, profile="instant", timing={"start_s": 0.0}) for w in plain.worker]
-    return msgspec.structs.replace(plain, name="fuzz", worker=workers, kv=Kv(lease_s=2.0))
+    return msgspec.structs.replace(plain, name="fuzz", worker=workers, kv=Kv(lease_s=1.0))
 
 
 def fuzz(server: TritonServer, seed: int, count: int) -> Findings:
@@ -221,7 +222,7 @@ def main() -> int:
         findings = fuzz(server, args.seed, args.requests)
     table = Table("kind", "outcome", "requests", title=f"{args.requests} malformed requests, seed {args.seed}")
     for (kind, outcome), count in sorted(findings.outcomes.items()):
-        table.add_row(kind, outcome, str(count))
+        table.add_row(kind, escape(outcome), str(count))
     console.print(table)
     for problem in findings.wrong[:20]:
         console.print(problem, markup=False)

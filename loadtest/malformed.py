@@ -315,7 +315,8 @@ def _http_infer(rng: random.Random) -> Malformed:
     for name in _names(rng, model):
         data = _json_value(rng, name)
         data = data if isinstance(data, list) else [data]
-        shape: Any = [1, len(data)] if rng.random() < 0.9 else rng.choice([[1], [], [-1], [1, 2**62], "x"])
+        # No shape beyond 64 bits of bytes: by HTTP, Triton 2.51 dies of it by itself, before any model is asked.
+        shape: Any = [1, len(data)] if rng.random() < 0.9 else rng.choice([[1], [], [-1], [1, 1000], "x"])
         one: dict[str, Any] = {"name": name, "datatype": INPUTS[name], "shape": shape}
         is_binary = rng.random() < 0.1
         one |= {"parameters": {"binary_data_size": rng.choice([0, 4, -1, 2**40])}} if is_binary else {"data": data}

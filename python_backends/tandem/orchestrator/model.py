@@ -18,7 +18,13 @@ from tandem.metrics_bridge import MetricsBridge
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.orchestrator import Orchestrator
 from tandem.text.codec import TextCodec
-from tandem.triton.adapter import TritonResponder, deployment_file, read_tensors, start_logging
+from tandem.triton.adapter import (
+    TritonResponder,
+    deployment_file,
+    read_name_and_parameters,
+    read_tensors,
+    start_logging,
+)
 
 
 class OrchestratorModel:
@@ -47,7 +53,8 @@ class OrchestratorModel:
             responder = TritonResponder(request)
             try:
                 tensors = read_tensors(request)
-                self._orchestrator.take(request.request_id(), tensors, request.parameters(), responder)
+                request_id, parameters = read_name_and_parameters(request)
+                self._orchestrator.take(request_id, tensors, parameters, responder)
             except TandemError as error:
                 responder.fail(error)
             except Exception as error:

@@ -13,7 +13,14 @@ from tandem.deployment import load_deployment
 from tandem.errors import TandemError
 from tandem.orchestrator.prompt import read_prompt
 from tandem.text.codec import TextCodec
-from tandem.triton.adapter import deployment_file, read_tensors, start_logging, to_error, to_response
+from tandem.triton.adapter import (
+    deployment_file,
+    read_name_and_parameters,
+    read_tensors,
+    start_logging,
+    to_error,
+    to_response,
+)
 
 
 class PreprocessModel:
@@ -35,7 +42,8 @@ class PreprocessModel:
             tensors = read_tensors(request)
             if take_bool(tensors, "stop"):
                 return to_response({"input_ids": ids_tensor([0])})  # a cancellation has no prompt
-            ask = read_ask(request.request_id(), tensors, "")
+            request_id, _ = read_name_and_parameters(request)
+            ask = read_ask(request_id, tensors, "")
             return to_response({"input_ids": ids_tensor(read_prompt(ask, self._codec, self._max_model_len))})
         except TandemError as error:
             return to_error(error)

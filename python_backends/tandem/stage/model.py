@@ -18,7 +18,14 @@ from tandem.stage.direct import DirectAnswer, read_work
 from tandem.stage.metrics import StageMetrics
 from tandem.stage.stage import Stage
 from tandem.text.codec import TextCodec
-from tandem.triton.adapter import TritonResponder, deployment_file, model_parameter, read_tensors, start_logging
+from tandem.triton.adapter import (
+    TritonResponder,
+    deployment_file,
+    model_parameter,
+    read_name_and_parameters,
+    read_tensors,
+    start_logging,
+)
 
 
 class StageModel:
@@ -82,7 +89,8 @@ class StageModel:
         info = self._stage.info
         if info is None:
             raise TandemError("worker_lost", f"the engine of worker {self._stage.worker.name} is starting; try again")
-        ask, work = read_work(request.request_id(), tensors, request.parameters(), info, self._limits, self._eos_ids)
+        name, parameters = read_name_and_parameters(request)
+        ask, work = read_work(name, tensors, parameters, info, self._limits, self._eos_ids)
         answer = DirectAnswer(
             responder, stream=ask.stream, prompt_tokens=len(work.token_ids), output_tokens=len(work.output_ids)
         )

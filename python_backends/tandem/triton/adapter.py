@@ -69,6 +69,14 @@ def read_tensors(request: Any) -> dict[str, Array]:
     return tensors
 
 
+def read_name_and_parameters(request: Any) -> tuple[str, str]:
+    """A request's id and its parameters, as JSON. Triton hands on bytes that are no UTF-8: a ``TandemError``."""
+    try:
+        return request.request_id(), request.parameters()
+    except UnicodeDecodeError as error:
+        raise TandemError("invalid_request", f"request id or parameters: not valid UTF-8: {error}") from error
+
+
 def to_response(tensors: dict[str, Array]) -> Any:
     """An inference response of these output tensors."""
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])
