@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 POLL_MS = 100
 TAIL_BYTES = 4000
 TAIL_LINES = 12
+ENGINE_MODULE = "tandem.engines.server"
 KILL_TIMEOUT_S = 5.0
 _report_decoder: msgspec.msgpack.Decoder[EngineReport] = decoder(EngineReport)
 _PACKAGES = Path(__file__).resolve().parents[2]
@@ -124,8 +125,8 @@ class EngineProcess:
 
     def _choose_module(self) -> str:
         workers = load_deployment(self._deployment_file).worker
-        found = (choose_module(worker) for worker in workers if worker.name == self._worker)
-        return next(found, "tandem.engines.server")  # which says that there is no such worker
+        found = next((worker for worker in workers if worker.name == self._worker), None)
+        return choose_module(found) if found else ENGINE_MODULE  # which says that there is no such worker
 
     def _launch(self, module: str, endpoint: str, parent_fd: int) -> subprocess.Popen[bytes]:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +235,7 @@ class EngineProcess:
 
 def choose_module(worker: Worker) -> str:
     """What to run: the engine itself, or the supervisor of its ranks."""
-    return "tandem.parallel.supervisor" if worker.group_size > 1 else "tandem.engines.server"
+    return "tandem.parallel.supervisor" if worker.group_size > 1 else ENGINE_MODULE
 
 
 def outline_command(deployment_file: Path, worker: Worker, python: str, endpoint: str) -> list[str]:
