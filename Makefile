@@ -15,13 +15,14 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench bench-router perf soak clean core dev triton
+.PHONY: help demo serve test lint bench bench-router simulate perf soak clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
 	@echo "make test    all tests          make lint   ruff and mypy"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
+	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
 	@echo "make clean   remove everything that was set up"
 
@@ -44,6 +45,10 @@ bench: dev triton $(DEMO_MODEL)
 
 bench-router: dev
 	$(BIN)/python loadtest/router_bench.py
+
+simulate: dev
+	$(BIN)/python loadtest/simulate.py
+	$(BIN)/python loadtest/plot_simulation.py
 
 perf: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/perf.py

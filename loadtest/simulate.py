@@ -29,7 +29,7 @@ from tandem.simulation.trace import Arrival, TraceLine, arrivals, read_trace
 ROOT = Path(__file__).parents[1]
 TRACE = ROOT / "loadtest" / "traces" / "mooncake_conversation_trace.jsonl"
 POLICIES: list[str] = list(get_args(get_type_hints(Routing)["policy"]))
-WORKERS, LOADS = [8, 64, 512], [0.4, 1.0]
+WORKERS, LOADS = [8, 64, 512], [0.4, 1.0, 1.3]
 TABLE_WIDTH = 130
 WORKERS_PER_COPY = 128
 """The trace is one hour of a small fleet; a large one gets several copies at once, so that it does not end too soon."""
@@ -137,7 +137,7 @@ def main(
     workers: Annotated[list[int] | None, typer.Option(help="In all, half of each stage.  [default: 8 64 512]")] = None,
     load: Annotated[
         list[float] | None,
-        typer.Option(help="Prefill work, as if nothing were cached, over capacity.  [default: 0.4 1.0]"),
+        typer.Option(help="Prefill work, as if nothing were cached, over capacity.  [default: 0.4 1.0 1.3]"),
     ] = None,
     policy: Annotated[list[str] | None, typer.Option(help="Of routing.  [default: all]")] = None,
     profile: Annotated[str, typer.Option(help="What a worker is.")] = "h100-llama-3.1-8b",
