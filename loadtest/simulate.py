@@ -150,17 +150,17 @@ def main(
     console = Console(width=max(TABLE_WIDTH, Console().width))
     scenarios = [Scenario(profile, w, x, requests, repeats) for w in workers or WORKERS for x in load or LOADS]
     todo = [(scenario, name) for scenario in scenarios for name in policy or POLICIES]
+    out.parent.mkdir(parents=True, exist_ok=True)
     runs = []
     with ProcessPoolExecutor(jobs) as pool:
         for run in pool.map(simulate, todo):
             runs.append(run)
+            out.write_bytes(msgspec.json.format(msgspec.json.encode(runs), indent=2))  # what there is, if it ends early
             r = run.results
             console.print(
                 f"{run.workers} workers, load {run.load:g}, {r.policy}: {r.simulated_s:,.0f} s in {r.wall_s:.0f} s"
             )
     console.print(table(runs))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(runs), indent=2))
     console.print(f"written: {out}")
 
 
