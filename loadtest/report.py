@@ -173,6 +173,7 @@ def simulation_section(runs: list[Run]) -> str:
         "one cache of all memory",
         "of prefill's",
         "balance",
+        "failed",
     )
     rows = []
     for workers, load in scenarios:
@@ -190,6 +191,7 @@ def simulation_section(runs: list[Run]) -> str:
                 f"{run.oracle_hit_rate:.3f}",
                 f"{run.prefill_oracle_hit_rate:.3f}",
                 f"{kv.balance:.2f} / {other.balance:.2f}",
+                f"{sum(kv.failed.values())} / {sum(other.failed.values())}",
             )
         )
     return f"**Routing on the simulated clock**, `kv` / `round_robin` (`make simulate`)\n\n{table(head, rows)}"
