@@ -15,7 +15,7 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-gpu lint bench bench-router perf soak fuzz clean core dev triton
+.PHONY: help demo serve test test-gpu lint bench bench-router simulate perf soak fuzz clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-gpu   TensorRT-LLM's engine on GPUs, inside NVIDIA's container: docs/tensorrt_llm.md"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
+	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
 	@echo "make fuzz    10,000 malformed requests: each is answered, nothing dies"
 	@echo "make clean   remove everything that was set up"
@@ -49,6 +50,10 @@ bench: dev triton $(DEMO_MODEL)
 
 bench-router: dev
 	$(BIN)/python loadtest/router_bench.py
+
+simulate: dev
+	$(BIN)/python loadtest/simulate.py
+	$(BIN)/python loadtest/plot_simulation.py
 
 perf: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/perf.py

@@ -190,22 +190,24 @@ class Router:
             prefill = self._table.book(place, int(request.uncached[place]), request.prompt_blocks)
             decode = self._table.book(plan.decode.place, 0, request.all_blocks)
         held = (request.num_tokens - int(request.uncached[place])) // self._block_size
-        self._index.expect(place, plan.hashes[held:], now + EXPECTED_S)
+        self._index.give(place, plan.hashes, held, now, now + EXPECTED_S)
         return Route(prefill, decode)
 
     # -------------------------------------------------------------- its parts
 
     def _request(self, hashes: Sequence[int], num_tokens: int, max_tokens: int) -> Request:
         size = self._block_size
-        held = self._index.held(hashes)
-        # The last token is always read, whatever is held: it gives the first one of the answer.
-        uncached = np.maximum(num_tokens - held * size, 1.0)
+        uncached = float(num_tokens) - self._index.held(hashes) * float(size)
+        if num_tokens % size == 0:
+            # The last token is always read, whatever is held: it gives the first one of the answer.
+            uncached = np.maximum(uncached, 1.0)
         return Request(
             num_tokens=num_tokens,
             max_tokens=max_tokens,
             prompt_blocks=-(-num_tokens // size),
             all_blocks=-(-(num_tokens + max_tokens) // size),
             uncached=uncached,
+            chances=self._index.chances(),
         )
 
     def _choose(self, task: Task, bar: Numbers | None, costs: Costs) -> Choice:

@@ -17,7 +17,7 @@ Flags = NDArray[np.bool_]
 Places = frozenset[int]
 NOBODY: Places = frozenset()
 
-_COLUMNS = ("wait_s", "prefill_s", "step_s", "pull_s", "in_hand", "batch_share", "used_share", "block_share")
+_COLUMNS = ("wait_s", "prefill_s", "step_s", "pull_s", "in_hand", "stalled", "batch_share", "used_share", "block_share")
 
 
 class WorkerTable:
@@ -33,6 +33,8 @@ class WorkerTable:
     """Per byte of KV from another worker."""
     in_hand: Numbers
     """Requests."""
+    stalled: Numbers
+    """Answers that stand still while it reads a prompt: those in hand, one at least."""
     batch_share: Numbers
     """Of the largest batch, what would be taken with one more sequence; above 1 somebody waits."""
     used_share: Numbers
@@ -147,6 +149,12 @@ class WorkerTable:
 
     # -------------------------------------------------------------- what they have in hand
 
+    def busy_share(self, stage: StageName) -> float:
+        """Of a stage's workers that take new work, those that have some in hand."""
+        if (bar := self.bar(stage)) is None:
+            return 0.0
+        return int(np.count_nonzero(self.in_hand > bar)) / (len(bar) - int(np.count_nonzero(bar)))
+
     @property
     def has_measured_prefill(self) -> bool:
         """Whether any worker has told how fast it reads prompts: before that, all such times are guesses."""
@@ -172,7 +180,7 @@ class WorkerTable:
         requests, blocks = worker.requests, worker.blocks_total
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
-        self.in_hand[place] = requests
+        self.in_hand[place], self.stalled[place] = requests, requests or 1
         self.batch_share[place] = (requests + 1) / worker.largest_batch
         self.used_share[place] = worker.blocks / blocks if blocks else 0.0
 

@@ -20,6 +20,10 @@ STEP_S = 0.02
 PULL_S = 1e-9
 """Per byte of KV."""
 
+ALIKE = 1.5
+"""A worker that is by less than this factor faster or slower than all together reads prompts as they do: the lengths of
+the prompts that it happened to get explain as much. Else one that got a long one would not get others for long."""
+
 
 class Amounts:
     """Of work: requests, prompt tokens to be read, KV blocks."""
@@ -104,6 +108,8 @@ class WorkerState:
         )
         self.blocks_total = load.blocks_total
         self.prefill_s = _measured(self._speeds.prefill, self._typical.prefill, PREFILL_S)
+        if self._typical.prefill.known and 1 / ALIKE < self.prefill_s / self._typical.prefill.value < ALIKE:
+            self.prefill_s = self._typical.prefill.value
         self.pull_s = _measured(self._speeds.pull, self._typical.pull, PULL_S)
         batch = _measured(self._speeds.batch, self._typical.batch, 1.0)
         step_s = _measured(self._speeds.step, self._typical.step, STEP_S)

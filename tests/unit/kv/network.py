@@ -16,6 +16,7 @@ from tandem.kv.pull import PullResult
 from tandem.kv.reshard import Run
 from tandem.kv.transfer import KvTransfer
 from tandem.messages import (
+    HeldBlocks,
     KvFormat,
     KvHandle,
     Partition,
@@ -193,7 +194,7 @@ class Process:
             partition=Partition(),
             num_tokens=len(blocks),
             tokens_digest=b"",
-            block_ids=blocks,
+            held=HeldBlocks(block_ids=blocks),
         )
 
     def pull(self, request_id: str, handle: KvHandle, on_done: Callable[[PullResult], None]) -> list[int]:

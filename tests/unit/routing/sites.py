@@ -112,12 +112,20 @@ def make_table(each: int = 1) -> WorkerTable:
 
 
 def make_costs(
-    table: WorkerTable, *, tokens: int = 160, answer: int = 50, cached: dict[int, int] | None = None
+    table: WorkerTable,
+    *,
+    tokens: int = 160,
+    answer: int = 50,
+    cached: dict[int, int] | None = None,
+    chances: dict[int, float] | None = None,
 ) -> Costs:
-    """Of a prompt of which some places have some tokens cached."""
+    """Of a prompt of which some places have some tokens cached, some of which give up blocks that may be asked for."""
     uncached = np.full(len(table.names), float(tokens))
     for place, count in (cached or {}).items():
         uncached[place] -= count
+    lost = np.zeros(len(table.names))
+    for place, chance in (chances or {}).items():
+        lost[place] = chance
     blocks = -(-tokens // BLOCK)
     request = Request(
         num_tokens=tokens,
@@ -125,5 +133,6 @@ def make_costs(
         prompt_blocks=blocks,
         all_blocks=-(-(tokens + answer) // BLOCK),
         uncached=uncached,
+        chances=lost,
     )
     return Costs(table, request)
