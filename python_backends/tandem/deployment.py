@@ -14,7 +14,9 @@ from msgspec import Meta
 from tandem.engines.sim.profiles import find_profile
 from tandem.engines.sim.timing import Timing
 from tandem.errors import TandemError
+from tandem.logs import Logging
 from tandem.messages import Partition, Role, StageName, does
+from tandem.tracing.settings import Tracing
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
@@ -228,6 +230,8 @@ class Deployment(Section, frozen=True, kw_only=True):
     kv: Kv = Kv()
     routing: Routing = Routing()
     parallel: Parallel = Parallel()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
 
     def workers(self, stage: StageName) -> list[Worker]:
         """The workers that do a stage, in file order."""
@@ -296,7 +300,8 @@ def load_deployment(path: Path) -> Deployment:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
     model_path = str((path.parent / deployment.model.path).resolve())
-    return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
+    model = msgspec.structs.replace(deployment.model, path=model_path)
+    return msgspec.structs.replace(deployment, model=model, tracing=deployment.tracing.within(path.parent.resolve()))
 
 
 def _locate(problem: str, content: Any) -> str:
