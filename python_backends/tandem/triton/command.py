@@ -29,7 +29,7 @@ _PING_INTERVAL_MS = 1000
 """Orchestrators elsewhere ask every 2 s whether a connection still is one; more often than this is taken for an attack,
 and Triton's own default is 5 minutes."""
 
-_HEADERS = "(?i)traceparent"
+_HEADERS = ".*"
 """Those that become parameters of the request."""
 
 
