@@ -1,4 +1,4 @@
-"""The Grafana dashboard: ``python build/watch/dashboard.py`` writes it, as Grafana's own library checks and spells it."""
+"""The Grafana dashboard: ``python build/watch/dashboard.py`` writes it, spelled by Grafana's own library."""
 
 from __future__ import annotations
 
@@ -176,7 +176,8 @@ def build() -> str:
     )
     for row in (overview, requests, workers, kv):
         row(board)
-    return JSONEncoder(sort_keys=True, indent=1).encode(board.build()) + "\n"
+    text: str = JSONEncoder(sort_keys=True, indent=1).encode(board.build())
+    return text + "\n"
 
 
 if __name__ == "__main__":
