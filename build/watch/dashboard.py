@@ -22,6 +22,8 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 HERE = 'deployment="$deployment"'
 ITS = 'deployment="$deployment",stage=~"$stage",worker=~"$worker"'
 RATE = "[$__rate_interval]"
+EACH, WHO = "worker, instance", "{{worker}} {{instance}}"
+"""A worker: those behind one address have one name."""
 
 Query = tuple[str, str]
 """PromQL, and how the legend names what it finds."""
@@ -109,25 +111,23 @@ def workers(board: dashboard.Dashboard) -> None:
         states.with_target(prometheus.Dataquery().ref_id("A").expr(state).legend_format("{{worker}} {{state}}"))
     )
     up, lost = f"tandem_engine_up{{{ITS}}}", f"increase(tandem_engine_restarts_total{{{ITS}}}{RATE})"
-    board.with_panel(graph("Engines", "short", (up, "{{worker}} up"), (f"{lost} > 0", "{{worker}} restarted")))
+    board.with_panel(graph("Engines", "short", (up, f"{WHO} up"), (f"{lost} > 0", f"{WHO} restarted")))
     given = f'tandem_worker_requests{{{HERE},stage=~"$stage"}}'
     board.with_panel(graph("In their hands, of the gateway", "short", (given, "{{worker}}")))
     waiting, running = f"tandem_queue_length{{{ITS}}}", f"tandem_running_requests{{{ITS}}}"
-    board.with_panel(graph("Queue and batch", "short", (waiting, "{{worker}} waits"), (running, "{{worker}} runs")))
-    board.with_panel(graph("Prompt tokens to be read", "short", (f"tandem_queued_tokens{{{ITS}}}", "{{worker}}")))
-    busy = rate("tandem_engine_step_seconds_total", ITS, "worker")
-    exchange = rate("tandem_engine_collective_seconds_total", ITS, "worker")
-    board.with_panel(
-        graph("Busy", "percentunit", (busy, "{{worker}}"), (f"{exchange} > 0", "{{worker}}: exchange between ranks"))
-    )
-    steps = rate("tandem_engine_steps_total", ITS, "worker")
-    board.with_panel(graph("Steps a second", "short", (steps, "{{worker}}")))
-    read, made = (rate(f"tandem_{name}_tokens_total", ITS, "worker") for name in ("prefill", "generated"))
-    board.with_panel(graph("Tokens a second", "short", (read, "{{worker}} reads"), (made, "{{worker}} writes")))
-    refused = rate("tandem_refusals_total", ITS, "worker, reason")
-    board.with_panel(graph("Refused or failed", "reqps", (f"{refused} > 0", "{{worker}}: {{reason}}"), stacked=True))
+    board.with_panel(graph("Queue and batch", "short", (waiting, f"{WHO} waits"), (running, f"{WHO} runs")))
+    board.with_panel(graph("Prompt tokens to be read", "short", (f"tandem_queued_tokens{{{ITS}}}", WHO)))
+    busy = rate("tandem_engine_step_seconds_total", ITS, EACH)
+    exchange = rate("tandem_engine_collective_seconds_total", ITS, EACH)
+    board.with_panel(graph("Busy", "percentunit", (busy, WHO), (f"{exchange} > 0", f"{WHO}: exchange between ranks")))
+    steps = rate("tandem_engine_steps_total", ITS, EACH)
+    board.with_panel(graph("Steps a second", "short", (steps, WHO)))
+    read, made = (rate(f"tandem_{name}_tokens_total", ITS, EACH) for name in ("prefill", "generated"))
+    board.with_panel(graph("Tokens a second", "short", (read, f"{WHO} reads"), (made, f"{WHO} writes")))
+    refused = rate("tandem_refusals_total", ITS, f"{EACH}, reason")
+    board.with_panel(graph("Refused or failed", "reqps", (f"{refused} > 0", f"{WHO}: {{{{reason}}}}"), stacked=True))
     parts = (("wait", "tandem_queue_seconds"), ("prefill", "tandem_prefill_seconds"))
-    lines = ((quantile(0.95, metric, ITS, ", worker"), f"{{{{worker}}}} {part}") for part, metric in parts)
+    lines = ((quantile(0.95, metric, ITS, f", {EACH}"), f"{WHO} {part}") for part, metric in parts)
     board.with_panel(graph("Wait before prefill, and prefill, p95", "s", *lines))
 
 
@@ -136,25 +136,25 @@ def kv(board: dashboard.Dashboard) -> None:
     board.with_row(dashboard.Row("KV cache"))
     used, cached, free = (f"tandem_kv_blocks_{kind}{{{ITS}}}" for kind in ("used", "cached", "free"))
     whole = f"({used} + {cached} + {free})"
-    shares = ((f"{used} / {whole}", "{{worker}} used"), (f"{cached} / {whole}", "{{worker}} cached"))
+    shares = ((f"{used} / {whole}", f"{WHO} used"), (f"{cached} / {whole}", f"{WHO} cached"))
     board.with_panel(graph("Blocks", "percentunit", *shares, about="used: held for requests and handles"))
-    hits, read = (rate(f"tandem_{name}_tokens_total", ITS, "worker") for name in ("prefix_cache", "prefill"))
-    board.with_panel(graph("Prefix cache hit rate", "percentunit", (f"{hits} / ({hits} + {read})", "{{worker}}")))
-    held, expired = f"tandem_kv_handles_held{{{ITS}}}", rate("tandem_kv_handles_expired_total", ITS, "worker")
-    granted = rate("tandem_kv_handles_granted_total", ITS, "worker")
+    hits, read = (rate(f"tandem_{name}_tokens_total", ITS, EACH) for name in ("prefix_cache", "prefill"))
+    board.with_panel(graph("Prefix cache hit rate", "percentunit", (f"{hits} / ({hits} + {read})", WHO)))
+    held, expired = f"tandem_kv_handles_held{{{ITS}}}", rate("tandem_kv_handles_expired_total", ITS, EACH)
+    granted = rate("tandem_kv_handles_granted_total", ITS, EACH)
     board.with_panel(
         graph(
             "Handles",
             "short",
-            (held, "{{worker}} held"),
-            (f"{granted} > 0", "{{worker}} granted/s"),
-            (f"{expired} > 0", "{{worker}} expired/s"),
+            (held, f"{WHO} held"),
+            (f"{granted} > 0", f"{WHO} granted/s"),
+            (f"{expired} > 0", f"{WHO} expired/s"),
         )
     )
-    moved = rate("tandem_kv_transfer_bytes_total", ITS, "worker")
-    board.with_panel(graph("Transfers", "Bps", (f"{moved} > 0", "{{worker}}")))
-    seconds = quantile(0.95, "tandem_kv_transfer_seconds", ITS, ", worker")
-    board.with_panel(graph("Transfer time, p95", "s", (seconds, "{{worker}}")))
+    moved = rate("tandem_kv_transfer_bytes_total", ITS, EACH)
+    board.with_panel(graph("Transfers", "Bps", (f"{moved} > 0", WHO)))
+    seconds = quantile(0.95, "tandem_kv_transfer_seconds", ITS, f", {EACH}")
+    board.with_panel(graph("Transfer time, p95", "s", (seconds, WHO)))
 
 
 def choice(name: str, label: str, metric: str, within: str = "") -> dashboard.QueryVariable:

@@ -44,6 +44,8 @@ class WorkRecords:
 
     def took(self, work: Iterable[AnyWork]) -> None:
         """The worker has taken these requests."""
+        if self._tracer is None and not self._is_logged:
+            return
         for one in work:
             trace = parse_traceparent(one.traceparent) if one.traceparent else None
             if self._is_logged or (self._tracer is not None and trace is not None and trace.sampled):
