@@ -14,7 +14,9 @@ from msgspec import Meta
 from tandem.engines.sim.profiles import find_profile
 from tandem.engines.sim.timing import Timing
 from tandem.errors import TandemError
+from tandem.logs import Logging
 from tandem.messages import Partition, Role, StageName, does
+from tandem.tracing.settings import Tracing
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
@@ -282,6 +284,8 @@ class Deployment(Section, frozen=True, kw_only=True):
     kv: Kv = Kv()
     routing: Routing = Routing()
     parallel: Parallel = Parallel()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
 
     def workers(self, stage: StageName) -> list[Worker]:
         """The workers that do a stage, in file order."""
@@ -349,7 +353,7 @@ def load_deployment(path: Path) -> Deployment:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
-    return _resolve(path.parent, deployment)
+    return _resolve(path.parent.resolve(), deployment)
 
 
 def _resolve(directory: Path, deployment: Deployment) -> Deployment:
@@ -365,7 +369,12 @@ def _resolve(directory: Path, deployment: Deployment) -> Deployment:
             section = resolve(section, "engine_dir") if section.engine_dir else section
             section = msgspec.structs.replace(section, lora=[resolve(adapter, "path") for adapter in section.lora])
         workers.append(msgspec.structs.replace(worker, tensorrt_llm=section))
-    return msgspec.structs.replace(deployment, model=resolve(deployment.model, "path"), worker=workers)
+    return msgspec.structs.replace(
+        deployment,
+        model=resolve(deployment.model, "path"),
+        worker=workers,
+        tracing=deployment.tracing.within(directory),
+    )
 
 
 def locate(problem: str, content: Any) -> str:

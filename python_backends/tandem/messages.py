@@ -89,6 +89,8 @@ class Work(Message, frozen=True, kw_only=True):
     """Of the block hashes: requests share cached blocks only where it is the same (a tenant's name)."""
     sampling: Sampling
     stopping: Stopping
+    traceparent: str = ""
+    """Of W3C: the span that the work belongs to; empty: none."""
 
 
 class Prefill(Work, tag="prefill", frozen=True, kw_only=True):
@@ -155,6 +157,9 @@ class Finished(Message, tag="finished", frozen=True, kw_only=True):
     reason: FinishReason
     cached_tokens: int = 0
     """Of a ``Generate``: tokens that did not have to be read."""
+    queue_s: float = 0.0
+    """Of a ``Generate``: as in ``Prefilled``."""
+    compute_s: float = 0.0
 
 
 class Failed(Message, tag="failed", frozen=True, kw_only=True):

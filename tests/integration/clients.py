@@ -64,6 +64,7 @@ async def ask(
     request_id: str = "",
     leave_after: int | None = None,
     on_response: Callable[[Answer], None] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Answer:
     """One request on a gRPC stream of its own; with ``leave_after`` the client goes after that many responses."""
     answer = Answer()
@@ -76,7 +77,7 @@ async def ask(
             "enable_empty_final_response": True,
         }
 
-    stream = client.stream_infer(requests(), stream_timeout=TIMEOUT_S)
+    stream = client.stream_infer(requests(), stream_timeout=TIMEOUT_S, headers=headers)
     seen = 0
     try:
         async for result, error in stream:

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from tandem.deployment import Deployment, Faults, load_deployment, override
+from tandem.deployment import Deployment, Faults, Routing, load_deployment, override
 from tandem.engines.sim.faults import is_struck
 from tandem.engines.sim.tokens import expected_answer
+from tandem.logs import Logging
 from tandem.text.codec import TextCodec
+from tandem.tracing.settings import Tracing
 from tandem.triton.server import TritonServer
-from tests.integration.clients import ask_all, ask_now
+from tests.integration.clients import ask_all, ask_now, generate
 from tests.integration.test_cancellation import assert_nothing_left
+from tests.unit.build.test_watch import DASHBOARD, RULES, names_in
+from tests.unit.tracing.spans import Found, read_spans
 
 SIM = Path(__file__).parents[2] / "deployments" / "sim.toml"
 FAILING = 0.2
 
 
 @pytest.fixture(scope="module")
-def deployment() -> Deployment:
-    """``deployments/sim.toml``, at once ready and with requests that fail in decode's pull."""
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """``deployments/sim.toml``, at once ready, with requests that fail in decode's pull; fully watched."""
     plain = override(load_deployment(SIM), http_port=0, grpc_port=0, metrics_port=0)
     prefill, decode = (msgspec.structs.replace(w, timing={"start_s": 0.0}) for w in plain.worker)
     decode = msgspec.structs.replace(decode, faults=Faults(pull_share=FAILING))
-    return msgspec.structs.replace(plain, worker=[prefill, decode])
+    return msgspec.structs.replace(
+        plain,
+        worker=[prefill, decode],
+        routing=Routing(conditional_disaggregation=False),
+        tracing=Tracing(directory=str(tmp_path_factory.mktemp("traces"))),
+        logging=Logging(format="json", requests=True),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +77,64 @@ def count_migrations(server: TritonServer) -> float:
     time.sleep(2.0)
     page = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
     lines = [line for line in page.splitlines() if line.startswith("tandem_migrations_total{")]
-    assert all('reason="transfer_failed"' in line for line in lines)
-    return sum(float(line.split()[-1]) for line in lines)
+    counts = {line: float(line.split()[-1]) for line in lines}
+    assert all('reason="transfer_failed"' in line for line, count in counts.items() if count)
+    return sum(counts.values())
+
+
+def test_a_request_is_one_trace_through_all_parts(server: TritonServer, deployment: Deployment) -> None:
+    """The caller's, which a header names over gRPC and a field over HTTP. Each part's end is a line in the log, too."""
+    asked = {"text_input": "The capital of France is", "max_tokens": 4}
+
+    def stream(caller: str) -> dict[str, Any]:
+        return ask_now(server.grpc_url, "llm", asked, headers={"traceparent": caller}).facts
+
+    def post(caller: str) -> dict[str, Any]:
+        return generate(server.http_url, "ensemble", asked | {"traceparent": caller})
+
+    for trace_id in (trace_of_one_that_moved(stream, "a"), trace_of_one_that_moved(post, "b")):
+        spans = await_trace(Path(deployment.tracing.directory or ""), trace_id)
+        (request,) = (span for span in spans if span.name == "request")
+        assert request.parent_id == "b7ad6b7169203331"
+        ids = {span.span_id for span in spans}
+        assert all(span.parent_id in ids for span in spans if span is not request)
+        assert {(span.process, span.name) for span in spans} >= {
+            ("llm", "prefill"), ("llm", "transfer"), ("llm", "decode"),
+            ("prefill_0", "prefill"), ("prefill_0", "queue"), ("prefill_0", "compute"),
+            ("decode_0", "decode"), ("decode_0", "queue"), ("decode_0", "transfer"), ("decode_0", "tokens"),
+        }  # fmt: skip
+        lines = [line for line in server.log_file.read_text().splitlines() if f'"trace_id": "{trace_id}"' in line]
+        ended = [json.loads(line) for line in lines if '"outcome"' in line]
+        assert {entry["worker"] for entry in ended} == {"llm", "prefill_0", "decode_0"}
+
+
+def trace_of_one_that_moved(ask: Callable[[str], dict[str, Any]], digit: str) -> str:
+    """The id of the first request whose pull no fault strikes."""
+    for number in range(20):
+        trace_id = f"{digit * 30}{number:02x}"
+        facts = ask(f"00-{trace_id}-b7ad6b7169203331-01")
+        assert facts["trace_id"] == trace_id
+        if facts["kv_bytes"]:
+            return trace_id
+    raise AssertionError("no request has moved its KV")
+
+
+def await_trace(directory: Path, trace_id: str) -> list[Found]:
+    """All spans of a trace; they are sent out a second later, by each process on its own."""
+    deadline = time.monotonic() + 20
+    while True:
+        spans = read_spans(directory, trace_id)
+        if {span.name for span in spans} >= {"request", "compute", "tokens"} or time.monotonic() > deadline:
+            return spans
+        time.sleep(0.1)
+
+
+def test_all_that_dashboard_and_rules_ask_for_is_there(server: TritonServer) -> None:
+    page = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    wanted = names_in(DASHBOARD.read_text() + RULES.read_text())
+    lines = [line for line in page.splitlines() if line.startswith("tandem_")]
+    assert wanted <= {line.partition("{")[0] for line in lines}
+    assert all('deployment="sim"' in line for line in lines)
 
 
 def test_a_client_that_leaves_leaves_nothing_behind(server: TritonServer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 
@@ -21,8 +21,8 @@ MAX_STOP_WORD_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = (1 << 31) - 1
 
-IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout"})
-"""Request parameters that Triton itself or its clients add. Names with the prefix ``triton_`` are Triton's too."""
+IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout", "traceparent"})
+"""Request parameters that stand for no input. Names with the prefix ``triton_`` are Triton's own."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +40,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     stop_words: tuple[str, ...] = ()
     timeout_s: float | None = None
+    traceparent: str = ""
+    """Of W3C: the caller's span, if any."""
     explain: bool = False
     """Tell what the router would decide now, instead of an answer."""
 
@@ -50,7 +52,7 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
     Raises:
         TandemError: ``invalid_request``, naming the field, its value and what was expected.
     """
-    check_parameters(parameters)
+    names = check_parameters(parameters)
     _refuse_echo(tensors)
     text = take_text(tensors, "text_input")
     messages = _read_messages(tensors)
@@ -79,19 +81,21 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
         stop_token_ids=tuple(take_ids(tensors, "stop_token_ids") or ()),
         stop_words=_read_stop_words(tensors),
         timeout_s=_bounded(tensors, "timeout_s", 0.0, 86_400.0, above=True),
+        traceparent=str(names.get("traceparent", "")),
         explain=take_bool(tensors, "explain"),
     )
 
 
-def check_parameters(parameters: str) -> None:
-    """Refuse request parameters that nobody reads: a misspelt option must not pass in silence."""
-    names = json.loads(parameters) if parameters else {}
+def check_parameters(parameters: str) -> dict[str, Any]:
+    """The request's parameters. Those that nobody reads are refused: a misspelt option must not pass in silence."""
+    names: dict[str, Any] = json.loads(parameters) if parameters else {}
     unknown = sorted(n for n in names if n not in IGNORED_PARAMETERS and not n.startswith("triton_"))
     if unknown:
         raise TandemError(
             "invalid_request",
             f"{unknown[0]}: unknown parameter; GET /v2/models/<model>/config lists the inputs that this model takes",
         )
+    return names
 
 
 def read_sampling(tensors: Tensors) -> Sampling:

@@ -33,6 +33,7 @@ class Wanted(NamedTuple):
     prompt: list[int]
     sampling: Sampling
     stopping: Stopping
+    traceparent: str = ""
 
 
 class Deadlines(NamedTuple):
@@ -59,6 +60,7 @@ class _Common(TypedDict):
     output_ids: list[int]
     sampling: Sampling
     stopping: Stopping
+    traceparent: str
 
 
 class Attempt:
@@ -145,8 +147,14 @@ class Attempt:
         return f"{self._name}/{stage}"
 
     def _work(self) -> _Common:
-        prompt, sampling, stopping = self._wanted
-        return _Common(token_ids=prompt, output_ids=self._replay, sampling=sampling, stopping=stopping)
+        prompt, sampling, stopping, traceparent = self._wanted
+        return _Common(
+            token_ids=prompt,
+            output_ids=self._replay,
+            sampling=sampling,
+            stopping=stopping,
+            traceparent=traceparent,
+        )
 
     async def _submit(self, stage: StageName, lane: LaneClient, work: AnyWork) -> None:
         self._held[work.request_id] = lane

@@ -21,6 +21,7 @@ from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
 from tandem.messages import PROTOCOL_VERSION, Pair, PollReply, Role, Unpair, WorkerInfo, does
 from tandem.orchestrator.health_watch import HealthWatch
+from tandem.orchestrator.metrics import WorkerState, WorkerView
 from tandem.routing.router import Plan, Route, Router
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,22 @@ class Fleet:
             lane.end()
         for lane in lanes:
             lane.stop()
+
+    @property
+    def workers(self) -> list[WorkerView]:
+        """All workers as they are seen now."""
+        lanes = self._lanes.values()
+        return [
+            WorkerView(lane.worker.name, lane.worker.stage, self._state(lane), self._router.own(lane.worker.name))
+            for lane in lanes
+        ]
+
+    def _state(self, lane: LaneClient) -> WorkerState:
+        if lane.info is None:
+            return "away"
+        if lane.draining:
+            return "draining"
+        return "out" if self._health.is_out(lane.worker.name) else "good"
 
     # -------------------------------------------------------------- where a request goes
 

@@ -61,6 +61,10 @@ class HealthWatch:
             breaker.probing()
             self._spawn(self._probe(lane, progress, breaker))
 
+    def is_out(self, name: str) -> bool:
+        """Whether a worker is out of use, for it hung and has not answered a probe since."""
+        return name in self._workers and self._workers[name][1].state != "good"
+
     def forget(self, name: str) -> None:
         """A worker is gone for good."""
         self._workers.pop(name, None)

@@ -23,10 +23,12 @@ from tandem.orchestrator.attempt import Attempt, Deadlines, Wanted
 from tandem.orchestrator.fleet import Assignment, Fleet
 from tandem.orchestrator.hedging import Hedging, race
 from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.orchestrator.record import RequestRecord
 from tandem.orchestrator.recovery import Recovery, find_reason
 from tandem.orchestrator.timings import Part, Timings
 from tandem.routing.explain import one_line
 from tandem.text.codec import TextCodec
+from tandem.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Journey:
         deadlines: Deadlines,
         hedging: Hedging,
         metrics: OrchestratorMetrics,
+        tracer: Tracer | None = None,
+        is_logged: bool = False,
     ) -> None:
         self.ask = ask
         self.responder = responder
@@ -63,6 +67,7 @@ class Journey:
         self._metrics = metrics
         self._id = f"{ask.request_id or 'request'}#{_own_mark}-{next(_numbers)}"
         self._timings = Timings()
+        self._record = RequestRecord(ask, self._id, tracer, is_logged)
         self._step = "waiting for workers"
         self._wanted: Wanted | None = None
         self._answer: AnswerBuilder | None = None
@@ -72,7 +77,9 @@ class Journey:
         """Those under way."""
         self._current: Attempt | None = None
         self._cached: int | None = None
-        self._facts = Facts(finish_reason="cancelled", num_input_tokens=0, num_output_tokens=0)
+        self._facts = Facts(
+            finish_reason="cancelled", num_input_tokens=0, num_output_tokens=0, trace_id=self._record.trace_id
+        )
         self._finished = False
         self._task: asyncio.Task[None] | None = None
         self._interruption: TandemError | None = None
@@ -81,6 +88,7 @@ class Journey:
 
     async def run(self) -> None:
         """The whole journey; every way out of it ends the response."""
+        self._record.begin()
         if self._interruption is not None:
             self._end_interrupted()
             return
@@ -131,7 +139,7 @@ class Journey:
         stopping = resolve_stopping(
             self.ask, len(prompt), max_model_len, self._limits.default_max_tokens, self._codec.eos_token_ids
         )
-        self._wanted = Wanted(prompt, self.ask.sampling, stopping)
+        self._wanted = Wanted(prompt, self.ask.sampling, stopping, self._record.traceparent)
         self._answer = AnswerBuilder(self._codec, self.ask.stop_words, stopping)
         self._note(num_input_tokens=len(prompt))
 
@@ -169,6 +177,7 @@ class Journey:
         self._hedging.spend()
         log.info("request %s: %s is late, and it is started elsewhere too", self._id, late.first_worker)
         self._metrics.hedged()
+        self._record.note("started elsewhere too", late.first_worker, "late")
         return self._set_out(assignment)
 
     async def _follow(self, attempt: Attempt, events: list[EngineEvent]) -> None:
@@ -202,6 +211,7 @@ class Journey:
             return
         back_off_s = self._recovery.next_try(error, self._wanted.prompt, len(self._token_ids))
         self._metrics.migrated(error.code)
+        self._record.note("goes on elsewhere", self._recovery.last_blamed, error.code)
         self._let_go()
         self._enter("waiting", "waiting to go on elsewhere")
         await asyncio.sleep(back_off_s)
@@ -283,6 +293,7 @@ class Journey:
 
     def _enter(self, part: Part, step: str | None = None) -> None:
         self._timings.enter(part)
+        self._record.enter(part)
         if step is not None:
             self._step, self._current = step, None
 
@@ -306,7 +317,10 @@ class Journey:
         if self._answer is not None and (piece := self._answer.take_piece(final=True)):
             tensors = piece_tensors(piece) | tensors
         self.responder.send(tensors, final=True)
-        self._metrics.finished(reason, self._facts.num_input_tokens, len(self._token_ids), self._timings.total)
+        seconds = self._timings.total
+        tokens = self._facts.num_input_tokens, self._facts.num_cached_tokens, len(self._token_ids)
+        self._metrics.finished(reason, *tokens, seconds)
+        self._record.end(self._facts, seconds)
 
     def _end_interrupted(self) -> None:
         if self._finished:
@@ -326,6 +340,7 @@ class Journey:
                 error = TandemError(error.code, f"{error.message}, {made}; {self._timings}")
             self.responder.fail(error)
             self._metrics.failed(error.code)
+            self._record.end(self._facts, self._timings.total, error)
 
     def _run_out(self, timeout_s: float) -> None:
         self.interrupt(TandemError("deadline_exceeded", f"timeout_s: not done after {timeout_s:g} s; {self._where}"))

@@ -28,6 +28,7 @@ from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.prompt import read_prompt, text_size
 from tandem.routing.explain import explain
 from tandem.text.codec import TextCodec
+from tandem.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ LONG_TEXT = 20_000
 DRAIN_S = 5.0
 """Time that running requests get to end by themselves."""
 DRAIN_POLL_S = 0.1
+TELL_S = 1.0
+"""Between two looks at the workers' states, for metrics."""
 STOP_TIMEOUT_S = 2.0
 
 
@@ -49,12 +52,14 @@ class Orchestrator:
         transport: Callable[[Replica], Transport],
         metrics: OrchestratorMetrics,
         drain_mark: DrainMark,
+        tracer: Tracer | None = None,
     ) -> None:
         self._limits, self._deadlines = deployment.limits, Deadlines.of(deployment)
         self._hedging = Hedging(deployment.limits)
         self._codec = codec
         self._metrics = metrics
         self._drain_mark = drain_mark
+        self._tracer, self._is_logged = tracer, deployment.logging.requests
         self._draining = False
         self._fleet = Fleet(deployment, transport)
         self._journeys: dict[int, Journey] = {}
@@ -68,6 +73,7 @@ class Orchestrator:
         self._thread.start()
         self._cancel_watch.start()
         self._loop.call_soon_threadsafe(self._fleet.start)
+        self._watch_task = asyncio.run_coroutine_threadsafe(self._tell_workers(), self._loop)
         self._drain_task = asyncio.run_coroutine_threadsafe(self._drain_when_asked(), self._loop)
 
     def stop(self) -> None:
@@ -104,6 +110,8 @@ class Orchestrator:
             deadlines=self._deadlines,
             hedging=self._hedging,
             metrics=self._metrics,
+            tracer=self._tracer,
+            is_logged=self._is_logged,
         )
         self._journeys[id(journey)] = journey
         self._loop.call_soon_threadsafe(self._begin, journey)
@@ -158,6 +166,12 @@ class Orchestrator:
             responder.send({"text_output": text_tensor("")} | facts_tensors(facts), final=True)
         else:
             responder.fail(TandemError("not_found", f"stop: no request with id {request_id!r} is running"))
+
+    async def _tell_workers(self) -> None:
+        """Keep what is shown of the workers true."""
+        while True:
+            self._metrics.workers(self._fleet.workers)
+            await asyncio.sleep(TELL_S)
 
     async def _drain_when_asked(self) -> None:
         """Once asked: no new requests, time for the running ones to end, then close the lanes."""

@@ -26,6 +26,8 @@ _HANDOVER: frozenset[ErrorCode] = frozenset(
 )
 """The KV did not reach decode. It is read anew."""
 _WORKER: frozenset[ErrorCode] = frozenset(("worker_lost", "engine_failed", "overloaded"))
+MOVABLE = _HANDOVER | _WORKER
+"""What a request goes on elsewhere after."""
 
 
 class WorkerFailed(TandemError):
@@ -68,6 +70,11 @@ class Recovery:
     def migrations(self) -> int:
         """How often the request went on elsewhere."""
         return len(self._failures)
+
+    @property
+    def last_blamed(self) -> str:
+        """The worker that it failed on last; empty: on none yet."""
+        return self._failures[-1].blamed if self._failures else ""
 
     @property
     def avoid(self) -> frozenset[str]:

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 
-from tandem.engines.server import build_engine, log_to_stderr, run_engine
+from tandem.engines.server import build_engine, run_engine
+from tandem.logs import start_logging
 from tandem.parallel import guard, heartbeat
 from tandem.parallel.llmapi import parse_arguments
 from tandem.parallel.rank import LINGER_S
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     heartbeat.start(guard.split(deployment.parallel.hang_timeout_s))
     threading.Thread(target=_advance, name="advance", daemon=True).start()
     faulthandler.enable()
-    log_to_stderr()
+    start_logging(deployment.logging, worker=args.worker)
     worker = deployment.find_worker(args.worker)
     problem = run_engine(
         lambda loading: build_engine(deployment, worker, args.engine, loading), args.endpoint, threading.Event()

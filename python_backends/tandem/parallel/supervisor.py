@@ -22,8 +22,9 @@ import msgspec
 import zmq
 
 from tandem.deployment import Deployment, Worker, load_deployment
-from tandem.engines.server import PARENT_GRACE_S, become_group_leader, log_to_stderr, parse_arguments
+from tandem.engines.server import PARENT_GRACE_S, become_group_leader, parse_arguments
 from tandem.errors import TandemError
+from tandem.logs import Logging, label, start_logging
 from tandem.messages import EngineError, EngineReport, Heartbeat, Loading, encode
 from tandem.parallel import heartbeat, processes
 from tandem.parallel.group_call import plan_group
@@ -67,6 +68,7 @@ class Supervisor:
         """
         self._worker = worker
         self._hosts = hosts_of(worker)
+        self._says_json = deployment.logging.format == "json"
         self._report = report
         self._tag = uuid.uuid4().hex
         directory = Path(endpoint.removeprefix("ipc://")).parent  # the stage removes it in the end
@@ -166,7 +168,8 @@ class Supervisor:
     def _write_words(self, rank: int | None, line: str) -> None:
         host = None if rank is None else self._hosts[rank]
         who = "mpiexec" if rank is None else f"rank {rank} {host}" if host else f"rank {rank}"
-        print(f"[{who}] {line}", file=sys.stderr, flush=True)
+        said = label(line, worker=self._worker.name, by=who) if self._says_json else f"[{who}] {line}"
+        print(said, file=sys.stderr, flush=True)
 
     def _note_parent(self, fd: int) -> None:
         if not os.read(fd, 4096):
@@ -186,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the supervisor until the group has ended; its exit status."""
     args = parse_arguments("tandem.parallel.supervisor", arguments)
     become_group_leader()
-    log_to_stderr()
+    start_logging(Logging())  # until the deployment file is read
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     reports = context.socket(zmq.PUSH)
     reports.connect(f"{args.endpoint}.reports")
@@ -204,6 +207,7 @@ def _supervise(args: argparse.Namespace, report: Callable[[EngineReport], None])
     try:
         deployment = load_deployment(args.deployment)
         worker = deployment.find_worker(args.worker)
+        start_logging(deployment.logging, worker=worker.name)
         supervisor = Supervisor(deployment, worker, args.endpoint, args.engine, report)
     except TandemError as error:
         return error.message

@@ -11,13 +11,13 @@ from tandem.api.ask import read_ask
 from tandem.api.tensors import ids_tensor, take_bool
 from tandem.deployment import load_deployment
 from tandem.errors import TandemError
+from tandem.logs import start_logging
 from tandem.orchestrator.prompt import read_prompt
 from tandem.text.codec import TextCodec
 from tandem.triton.adapter import (
     deployment_file,
     read_name_and_parameters,
     read_tensors,
-    start_logging,
     to_error,
     to_response,
 )
@@ -28,8 +28,8 @@ class PreprocessModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer."""
-        start_logging()
         deployment = load_deployment(deployment_file(args))
+        start_logging(deployment.logging, worker="preprocess")
         self._codec = TextCodec(Path(deployment.model.path))
         self._max_model_len = deployment.model.max_model_len or self._codec.max_model_len
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tandem.errors import ErrorCode
-from tandem.messages import Events, Failed, Finished, Load, Prefilled, Pulled, Role, TierLoad
+from tandem.errors import ERROR_CODES, ErrorCode
+from tandem.messages import EngineEvent, Events, Failed, Finished, Load, Prefilled, Pulled, Role, TierLoad, Tokens
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -54,6 +54,7 @@ class StageMetrics:
     def __init__(self, stage: Role, worker: str) -> None:
         self.registry = CollectorRegistry()
         self._labels = {"stage": stage, "worker": worker}
+        self._gauges: list[Gauge] = []
         self._queued = self._gauge("tandem_queue_length", "Requests that wait in the worker")
         self._running = self._gauge("tandem_running_requests", "Requests in the engine's batch")
         self._used = self._gauge("tandem_kv_blocks_used", "KV blocks held for requests and handles")
@@ -67,40 +68,61 @@ class StageMetrics:
         self._queue_time = self._histogram("tandem_queue_seconds", "Wait before prefill")
         self._compute = self._histogram("tandem_prefill_seconds", "Prefill computation")
         self._reused = self._counter("tandem_prefix_cache_tokens", "Tokens that were in the prefix cache")
+        self._read = self._counter("tandem_prefill_tokens", "Tokens read, those of the prefix cache not among them")
+        self._made = self._counter("tandem_generated_tokens", "Tokens made")
+        self._unread = self._gauge("tandem_queued_tokens", "Prompt tokens that are still to be read")
+        self._up = self._gauge("tandem_engine_up", "1 while the engine can take work")
         self._restarts = self._counter("tandem_engine_restarts", "Engine processes that ended unasked")
         self._steps = self._counter("tandem_engine_steps", "Engine steps that made progress")
+        self._busy = self._counter("tandem_engine_step_seconds", "What the engine's steps took")
+        self._exchange = self._counter("tandem_engine_collective_seconds", "Of the steps, in exchange between ranks")
         self._refusals = Counter(
             "tandem_refusals", "Requests refused or failed", [*self._labels, "reason"], registry=self.registry
         )
+        for code in ERROR_CODES:
+            self._refusals.labels(**self._labels, reason=code)
         self._tier = _TierMetrics(self.registry, self._labels)
         self._last = Load()
 
+    def engine_ready(self) -> None:
+        """The engine is there."""
+        self._up.set(1)
+
     def record(self, report: Events) -> None:
         """Take in what the engine reported."""
-        load = report.load
+        load, last = report.load, self._last
+        self._up.set(1)
         self._queued.set(load.queued)
         self._running.set(load.running)
         self._used.set(load.blocks_used)
         self._cached.set(load.blocks_cached)
         self._free.set(load.blocks_total - load.blocks_used - load.blocks_cached)
         self._held.set(load.handles_held)
-        self._granted.inc(max(0, load.handles_granted - self._last.handles_granted))
-        self._expired.inc(max(0, load.handles_expired - self._last.handles_expired))
-        self._steps.inc(max(0, load.steps - self._last.steps))
+        self._unread.set(load.queued_tokens)
+        self._granted.inc(max(0, load.handles_granted - last.handles_granted))
+        self._expired.inc(max(0, load.handles_expired - last.handles_expired))
+        self._read.inc(max(0, load.prefill_tokens - last.prefill_tokens))
+        self._steps.inc(max(0, load.steps - last.steps))
+        self._busy.inc(max(0.0, load.step_seconds - last.step_seconds))
+        self._exchange.inc(max(0.0, load.collective_seconds - last.collective_seconds))
         if load.tier:
-            self._tier.record(load, load.tier, self._last.tier or TierLoad(block_bytes=0))
+            self._tier.record(load, load.tier, last.tier or TierLoad(block_bytes=0))
         self._last = load
-        for event in report.events:
+        self._count(report.events)
+
+    def _count(self, events: list[EngineEvent]) -> None:
+        for event in events:
             match event:
+                case Tokens():
+                    self._made.inc(len(event.token_ids))
                 case Pulled():
                     self._bytes.inc(event.bytes_moved)
                     self._transfer.observe(event.seconds)
-                case Prefilled():
-                    self._queue_time.observe(event.queue_s)
-                    self._compute.observe(event.compute_s)
+                case Prefilled() | Finished():
                     self._reused.inc(event.cached_tokens)
-                case Finished():
-                    self._reused.inc(event.cached_tokens)
+                    if isinstance(event, Prefilled) or event.compute_s:  # a ``Decode`` has its prefill elsewhere
+                        self._queue_time.observe(event.queue_s)
+                        self._compute.observe(event.compute_s)
                 case Failed():
                     self.refused(event.code)
 
@@ -111,10 +133,14 @@ class StageMetrics:
     def engine_lost(self) -> None:
         """The engine process ended; a new one counts from zero."""
         self._restarts.inc()
+        for gauge in self._gauges:
+            gauge.set(0)
         self._last = Load()
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, list(self._labels), registry=self.registry).labels(**self._labels)
+        gauge = Gauge(name, text, list(self._labels), registry=self.registry).labels(**self._labels)
+        self._gauges.append(gauge)
+        return gauge
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, list(self._labels), registry=self.registry).labels(**self._labels)

@@ -12,19 +12,21 @@ from tandem.api.cancel_watch import CancelWatch
 from tandem.api.tensors import Tensors, bytes_tensor, take_bytes
 from tandem.deployment import load_deployment
 from tandem.errors import TandemError
+from tandem.logs import start_logging
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
 from tandem.metrics_bridge import MetricsBridge
 from tandem.stage.direct import DirectAnswer, read_work
 from tandem.stage.metrics import StageMetrics
+from tandem.stage.record import WorkRecords
 from tandem.stage.stage import Stage
 from tandem.text.codec import TextCodec
+from tandem.tracing.tracer import make_tracer
 from tandem.triton.adapter import (
     TritonResponder,
     deployment_file,
     model_parameter,
     read_name_and_parameters,
     read_tensors,
-    start_logging,
 )
 
 
@@ -33,17 +35,19 @@ class StageModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the engine process and wait until it is ready."""
-        start_logging()
         file = deployment_file(args)
         deployment = load_deployment(file)
         worker = deployment.find_worker(model_parameter(args, "worker"))
+        start_logging(deployment.logging, worker=worker.name)
         metrics = StageMetrics(worker.stage, worker.name)
         self._limits = deployment.limits
         self._eos_ids = TextCodec(Path(deployment.model.path)).eos_token_ids
         self._decoder: msgspec.msgpack.Decoder[LaneRequest] = decoder(LaneRequest)
-        self._bridge = MetricsBridge(metrics.registry, pb_utils)
+        self._bridge = MetricsBridge(metrics.registry, pb_utils, deployment=deployment.name)
         self._cancel_watch = CancelWatch()
-        self._stage = Stage(deployment, file, worker, metrics)
+        self._tracer = make_tracer(deployment.tracing, deployment.name, worker.name)
+        records = WorkRecords(worker.name, self._tracer, deployment.logging.requests)
+        self._stage = Stage(deployment, file, worker, metrics, records)
         try:
             self._stage.start()
         except TandemError as error:
@@ -67,6 +71,8 @@ class StageModel:
         self._stage.stop()
         self._cancel_watch.stop()
         self._bridge.stop()
+        if self._tracer is not None:
+            self._tracer.stop()
 
     def _take(self, request: Any, tensors: Tensors, responder: TritonResponder) -> None:
         lane_request = take_bytes(tensors, "lane_request")

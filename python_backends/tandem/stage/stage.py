@@ -42,6 +42,7 @@ from tandem.stage.kv_log import KvLog
 from tandem.stage.lane_table import LaneTable, is_last
 from tandem.stage.metrics import StageMetrics
 from tandem.stage.pairings import Pairings
+from tandem.stage.record import WorkRecords
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,17 @@ EventSink = Callable[[list[EngineEvent]], None]
 class Stage:
     """Everything behind one stage model. Every method returns at once; answers leave through callbacks."""
 
-    def __init__(self, deployment: Deployment, deployment_file: Path, worker: Worker, metrics: StageMetrics) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        deployment_file: Path,
+        worker: Worker,
+        metrics: StageMetrics,
+        records: WorkRecords | None = None,
+    ) -> None:
         self.worker = worker
         self._metrics = metrics
+        self._records = records or WorkRecords(worker.name, None, False)
         self._kv = KvLog()
         self._lanes = LaneTable(LANE_SILENCE_S, self._epoch, self._kv)
         self._pairings = Pairings()
@@ -87,6 +96,7 @@ class Stage:
             TandemError: ``engine_failed``.
         """
         info = self._keeper.start()
+        self._metrics.engine_ready()
         self._drain_mark.opened()
         self._ticker.start()
         return info
@@ -156,6 +166,7 @@ class Stage:
         with self._lock:
             accepted, refused = self._admit(submit.work, submit.epoch)
             self._lanes.claim(submit.lane, [work.request_id for work in accepted], time.monotonic())
+        self._records.took(accepted)
         if accepted and not self._keeper.send(Start(work=accepted)):
             self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended")
         return refused
@@ -212,6 +223,7 @@ class Stage:
             if refused:
                 raise TandemError(refused[0].code, refused[0].message)
             self._direct[request_id] = sink
+        self._records.took(accepted)
         if not self._keeper.send(Start(work=accepted)):
             self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended")
         return request_id
@@ -244,6 +256,7 @@ class Stage:
             self._deliver(report.events)
 
     def _deliver(self, events: list[EngineEvent]) -> None:
+        self._records.happened(events)
         if self._direct:
             self._deliver_direct(events)
         self._lanes.deliver(events, self._load, time.monotonic())
@@ -265,6 +278,7 @@ class Stage:
         self._pairings.clear()
         self._metrics.engine_lost()
         self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended: {reason}")
+        self._records.clear()
         self._lanes.answer_overdue(self._load, float("inf"))  # idle lanes hear of it too
 
     def _fail_all(self, code: ErrorCode, message: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,13 +25,6 @@ _TRITON_CODES: dict[ErrorCode, str] = {
     "worker_incompatible": "INTERNAL",
 }
 """Names, since Triton fills ``pb_utils`` only after it has imported the model. The rest are a wrong KV handle's."""
-
-
-def start_logging() -> None:
-    """Log to the server's own output."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
 
 
 def model_parameter(args: dict[str, str], name: str) -> str:

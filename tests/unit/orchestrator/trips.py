@@ -16,6 +16,7 @@ from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.prompt import read_prompt
 from tandem.text.codec import TextCodec
+from tandem.tracing.tracer import Tracer
 from tests.unit.api.channel import Channel
 from tests.unit.orchestrator.workers import Lane, Workers
 
@@ -34,6 +35,8 @@ class Trip:
         limits: Limits | None = None,
         handover_s: float = 60.0,
         make_lane: Callable[[StageName, int], Lane] = Lane,
+        tracer: Tracer | None = None,
+        is_logged: bool = False,
         **fields: Any,
     ) -> None:
         given: dict[str, Any] = {"token_ids": [5, 6, 7], "stream": True, "sampling": Sampling(), "request_id": "mine"}
@@ -56,6 +59,8 @@ class Trip:
             deadlines=Deadlines(limits.prefill_timeout_s, handover_s, limits.decode_timeout_s),
             hedging=self.hedging,
             metrics=self.metrics,
+            tracer=tracer,
+            is_logged=is_logged,
         )
 
     async def _read(self, ask: Ask, max_model_len: int) -> list[int]:
