@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 from live.drive import Job, Outcome, run_client
+from live.engines import find_engine
 from live.fleet import MODEL, ROOT, sim_deployment
 from live.resources import Processes, cpu_between
 from live.rounds import Figure
@@ -161,7 +162,7 @@ def main(
     settings = Settings(protocol=protocol, rounds=rounds, prompt_tokens=prompt_tokens, tokens=tokens)
     # Always taken apart: short prompts would otherwise go to one worker whole.
     routing = msgspec.convert({"conditional_disaggregation": False}, Routing)
-    deployment = sim_deployment(1, 1, profile="instant", routing=routing)
+    deployment = sim_deployment(1, 1, find_engine("instant"), routing)
     tally = Tally()
     with console.status("starting the server") as status, TritonServer(deployment, progress=status.update) as server:
         bench = Bench(server, settings)

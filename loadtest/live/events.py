@@ -41,19 +41,22 @@ decode_json = msgspec.json.Decoder(Event).decode
 """What stands behind ``data:`` in a server-sent event."""
 
 
-def to_json_body(inputs: dict[str, Any], parameters: dict[str, str] | None = None) -> bytes:
+def to_json_body(inputs: dict[str, Any], parameters: dict[str, str | int] | None = None) -> bytes:
     """The body of a POST to ``generate_stream``; what is no input of the model becomes a request parameter."""
     return msgspec.json.encode({**inputs, **(parameters or {})})
 
 
 def to_grpc_request(
-    model: str, inputs: dict[str, Any], parameters: dict[str, str] | None = None
+    model: str, inputs: dict[str, Any], parameters: dict[str, str | int] | None = None
 ) -> service_pb2.ModelInferRequest:
     """The message for ``ModelStreamInfer``; scalars and lists become tensors of shape [1, n]."""
     request = service_pb2.ModelInferRequest(model_name=model)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     for name, value in (parameters or {}).items():
-        request.parameters[name].string_param = value
+        if isinstance(value, int):
+            request.parameters[name].uint64_param = value
+        else:
+            request.parameters[name].string_param = value
     for name, value in inputs.items():
         datatype, dtype = GRPC_TYPES[name]
         values = value if isinstance(value, list) else [value]
