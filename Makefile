@@ -7,6 +7,10 @@ PROMPT       ?= What is the capital of France? Answer in one sentence.
 HTTP_PORT    ?= 8000
 GRPC_PORT    ?= 8001
 METRICS_PORT ?= 8002
+HOST         ?= http://127.0.0.1:8000
+# Options of a load test: make replay LOAD="--rounds 5"; of locust: make locust LOCUST="--headless -u 20 -t 60s"
+LOAD         ?=
+LOCUST       ?= --web-host 127.0.0.1
 
 DEMO_MODEL := .tandem/models/smollm2-135m-instruct/tandem.json
 BIN        := .venv/bin
@@ -15,7 +19,8 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench bench-router perf soak clean core dev triton
+.PHONY: help demo serve test lint bench bench-router perf perf-sweep soak locust load-report compare replay overhead clean core
+.PHONY: dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -23,6 +28,9 @@ help:
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
+	@echo "make load-report   users' load, one page of figures and plots    make compare A=… B=…   two such runs  (LOAD=\"…\")"
+	@echo "make locust        locust's users against HOST, with its web page    make perf-sweep   perf_analyzer over load"
+	@echo "make replay        a trace in real time, per routing policy    make overhead   the path with engines of no time"
 	@echo "make clean   remove everything that was set up"
 
 demo: core triton $(DEMO_MODEL)
@@ -50,6 +58,25 @@ perf: dev triton $(DEMO_MODEL)
 
 soak: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/soak.py
+
+perf-sweep: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/perf_sweep.py $(LOAD)
+
+locust: dev
+	$(BIN)/locust -f loadtest/locustfile.py --host $(HOST) $(LOCUST)
+
+load-report: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/load_report.py $(LOAD)
+
+compare: dev
+	$(BIN)/python loadtest/compare.py $(A) $(B)
+
+replay: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/replay.py $(LOAD)
+	$(BIN)/python loadtest/plot_replay.py
+
+overhead: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/overhead.py $(LOAD)
 
 clean:
 	rm -rf .venv .tandem .mypy_cache .ruff_cache .pytest_cache .hypothesis python_backends/*.egg-info
