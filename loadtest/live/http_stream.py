@@ -80,6 +80,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._in_body and not self._read_head():
             return
         ended = self._read_chunks() if self._length is None else self._read_plain(self._length)
+        self._read_events(all_is_there=ended)
         if ended:
             self._in_body = False
             self._text.clear()
@@ -117,24 +118,22 @@ class HttpConnection(asyncio.Protocol):
                 ended = True
                 break
         del received[:at]
-        self._read_events()
         return ended
 
     def _read_plain(self, length: int) -> bool:
-        """A body of known length: an error, or all events at once."""
+        """A body of known length; whether all of it is there."""
         if len(self._received) < length:
             return False
         self._text += self._received[:length]
         del self._received[:length]
-        if self._text.startswith(_DATA):
-            self._read_events()
-        else:
-            self._on_event(decode_json(self._text))
         return True
 
-    def _read_events(self) -> None:
-        """Hand over all whole events."""
+    def _read_events(self, *, all_is_there: bool) -> None:
+        """Hand over what is whole. An error may stand there without the marks of an event."""
         *whole, rest = self._text.split(_EVENT_END)
-        for event in whole:
-            self._on_event(decode_json(event[event.find(_DATA) + len(_DATA) :]))
+        if all_is_there and rest.strip():
+            whole.append(rest)
+            rest = bytearray()
         self._text = rest
+        for event in whole:
+            self._on_event(decode_json(event.strip().removeprefix(_DATA)))

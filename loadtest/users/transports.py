@@ -51,9 +51,6 @@ class HttpTransport:
         body, headers = to_json_body(inputs, parameters), {"Content-Type": "application/json"}
         response = self._client.post(f"/v2/models/{MODEL}/generate_stream", body, headers)
         try:
-            if response.status_code != 200:
-                yield decode_json(response.read())
-                return
             while line := response.readline(b"\n\n"):
                 if data := bytes(line).strip().removeprefix(b"data:"):
                     yield decode_json(data)

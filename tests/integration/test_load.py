@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 from live.drive import Job, run_client
 from live.record_file import read_records
@@ -24,6 +25,8 @@ def test_the_lean_clients_see_whole_answers(server: TritonServer, protocol: Lite
         protocol=protocol, http_url=server.http_url, grpc_url=server.grpc_url, inputs=inputs, at_once=2, requests=4
     )
     outcome = run_client(job)
+    refused = run_client(msgspec.structs.replace(job, inputs={**inputs, "max_tokens": 0}, requests=1)).records
+    assert [record.error_code for record in refused] == ["invalid_request"]
     assert [(r.tokens, r.finish, len(r.gaps), r.error) for r in outcome.records] == [(5, "length", 4, "")] * 4
     assert all(r.ttft is not None and r.sent + r.ttft <= r.ended for r in outcome.records)
 
@@ -32,7 +35,8 @@ def test_locusts_users_and_its_statistics(server: TritonServer, tmp_path: Path) 
     records_file = tmp_path / "records.jsonl"
     command = [
         sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary",
-        "--host", server.http_url, "-u", "3", "-r", "3", "-t", "2s", "-s", "20", "--answer-tokens", "4", "--records", str(records_file),
+        "--host", server.http_url, "-u", "9", "-r", "9", "-t", "2s", "-s", "20",
+        "--answer-tokens", "4", "--records", str(records_file),
         "ChatUser", "LeavingUser", "TenantUser",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -41,6 +45,6 @@ def test_locusts_users_and_its_statistics(server: TritonServer, tmp_path: Path) 
     finished = Counter((r.kind, r.finish) for r in records)
     assert not [r.error for r in records if r.error]
     assert finished["leaver", "left"]
-    assert finished["tenant", "length"]
+    assert finished["tenant", "length"], done.stderr
     assert {kind for kind, _ in finished} == {"chat", "leaver", "tenant"}
     assert all(row in done.stderr for row in ("TTFT, ms", "inter-token, ms", "finish left"))

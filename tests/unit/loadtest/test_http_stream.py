@@ -11,7 +11,13 @@ from live.http_stream import HttpConnection, HttpError
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENTS = [b'data: {"model_name":"llm","output_ids":7,"text_output":"\xc3\xa9"}\n\n', b'data: {"output_ids":[8,9]}\n\n']
 STREAM = HEAD + b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in EVENTS) + b"0\r\n\r\n"
-REFUSAL = b'HTTP/1.1 400 Bad Request\r\nContent-Length: 27\r\n\r\n{"error":"[overloaded] no"}'
+ERROR = b'{"error":"[overloaded] no"}'
+REFUSALS = [
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(ERROR), ERROR),
+    b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\ndata: %s\n\n\r\n0\r\n\r\n"
+    % (len(ERROR) + 8, ERROR),
+    b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(ERROR), ERROR),
+]
 
 
 async def _ask(packets: list[bytes], times: int = 1, *, close: bool = False) -> list[Event]:
@@ -53,8 +59,9 @@ def test_a_connection_is_used_again() -> None:
     assert len(asyncio.run(_ask([STREAM], times=3))) == 6
 
 
-def test_a_refusal() -> None:
-    (event,) = asyncio.run(_ask([REFUSAL]))
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal(refusal: bytes) -> None:
+    (event,) = asyncio.run(_ask([refusal]))
     assert event.error == "[overloaded] no"
 
 
