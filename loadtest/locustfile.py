@@ -28,13 +28,13 @@ grpc_gevent.init_gevent()  # before the first channel: gRPC would else block all
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Options of ours; locust's web page shows them too."""
-    group = parser.add_argument_group("Tandem")
-    group.add_argument("--protocol", choices=["http", "grpc"], default="http", help="What users speak")
-    group.add_argument("--grpc-url", default="127.0.0.1:8001", help="Where, with --protocol grpc")
-    group.add_argument("--answer-tokens", type=int, default=24, help="Most tokens of an answer; leavers ask for more")
-    group.add_argument("--document-words", type=int, default=1200, help="Most words of a document")
-    group.add_argument("--burst-s", type=float, default=10.0, help="Seconds from one burst to the next")
-    group.add_argument("--records", type=Path, default=None, help="File that gets a line of JSON for each request")
+    parser.add_argument("--protocol", choices=["http", "grpc"], default="http", help="What users speak")
+    parser.add_argument("--grpc-url", default="127.0.0.1:8001", help="Where, with --protocol grpc")
+    parser.add_argument("--answer-tokens", type=int, default=24, help="Most tokens of an answer; leavers ask for more")
+    parser.add_argument("--document-words", type=int, default=1200, help="Most words of a document")
+    parser.add_argument("--burst-s", type=float, default=10.0, help="Seconds from one burst to the next")
+    records = "File that gets a line of JSON for each request"
+    parser.add_argument("--records", type=Path, default=None, help=records, include_in_web_ui=False)
 
 
 @events.init.add_listener

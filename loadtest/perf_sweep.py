@@ -28,6 +28,7 @@ from tandem.triton.server import TritonServer
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / ".tandem" / "perf_sweep"
+ATTEMPTS = 2
 FLAGS = {"concurrency": "--concurrency-range", "rate": "--request-rate-range"}
 Mode = Literal["concurrency", "rate"]
 
@@ -86,6 +87,23 @@ def read_profile(data: bytes, model: str, mode: Mode, level: float) -> Point:
         inter_token=summarise(gap for r in answered for gap in _gaps(r.response_timestamps)),
         latency=summarise((r.response_timestamps[-1] - r.timestamp) / 1e9 for r in answered),
     )
+
+
+def measure(model: str, mode: Mode, level: float, url: str, libraries: Path) -> Point:
+    """One point. perf_analyzer, which ends well all the same, now and then leaves its export empty: then once more.
+
+    Raises:
+        PerfError: there are no figures.
+    """
+    run = f"{model}_{mode}_{level:g}"
+    for _ in range(ATTEMPTS):
+        for old in OUT.glob(f"{run}[._]*"):
+            old.unlink()
+        call_perf(f"{model}, {mode} {level:g}", model, run, [FLAGS[mode], f"{level:g}"], url, OUT, libraries)
+        data = (OUT / f"{run}_profile.json").read_bytes()
+        if data:
+            return read_profile(data, model, mode, level)
+    raise PerfError(f"{model}, {mode} {level:g}: perf_analyzer left an empty export {ATTEMPTS} times")
 
 
 def _gaps(times: list[int]) -> list[float]:
@@ -160,11 +178,9 @@ def main(
         for name in models:
             write_input(OUT / f"{name}_input.json", name, prompt_ids)
             for mode, level in levels:
-                what, run = f"{name}, {mode} {level:g}", f"{name}_{mode}_{level:g}"
-                status.update(f"perf_analyzer: {what}")
+                status.update(f"perf_analyzer: {name}, {mode} {level:g}")
                 try:
-                    call_perf(what, name, run, [FLAGS[mode], f"{level:g}"], server.grpc_url, OUT, libraries)
-                    points.append(read_profile((OUT / f"{run}_profile.json").read_bytes(), name, mode, level))
+                    points.append(measure(name, mode, level, server.grpc_url, libraries))
                 except PerfError as error:
                     failures.append(str(error))
     console.print(table(points))
