@@ -116,8 +116,8 @@ def replay_all(settings: Settings, due: list[Due], names: list[str], rounds: int
 
 def main(
     policy: Annotated[list[str] | None, typer.Option(help="Of routing.  [default: all]")] = None,
-    prefill: Annotated[int, typer.Option(help="Workers that read prompts.")] = 4,
-    decode: Annotated[int, typer.Option(help="Workers that write answers.")] = 1,
+    prefill: Annotated[int, typer.Option(help="Workers that read prompts.")] = 2,
+    decode: Annotated[int, typer.Option(help="Workers that write answers.")] = 2,
     whole: Annotated[bool, typer.Option(help="Decode workers may read prompts, where that takes less.")] = False,
     engine: Annotated[str, typer.Option(help="What a worker is: mocker, or a profile of simulated engines.")] = MOCKER,
     engine_speed: Annotated[float, typer.Option(help="How many times as fast as that.")] = 4.0,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from live.engines import SimEngine
+from live.engines import MOST_STEP_TOKENS, SimEngine
 from tandem.deployment import Deployment, Kv, Limits, Model, Routing, Server, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def sim_deployment(
             timing=_finite(msgspec.structs.asdict(timing)),
             kv_memory=f"{engine.kv_bytes >> 20}MiB",
             max_batch_size=512,
-            max_batch_tokens=8192,
+            max_batch_tokens=MOST_STEP_TOKENS,
             max_queue=most_requests,
         )
         for stage, count, timing in (("prefill", prefill, engine.prefill), ("decode", decode, engine.decode))

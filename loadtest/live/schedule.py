@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from live.engines import MOST_STEP_TOKENS
 from tandem.engines.sim.timing import Timing, prefill_pairs, step_s
 from tandem.simulation.trace import TRACE_BLOCK, TraceLine
 
@@ -46,5 +47,10 @@ def schedule(lines: list[TraceLine], *, speed: float, most_answer: int, vocab_si
 
 def prefill_load(due: list[Due], timing: Timing, workers: int) -> float:
     """What ``workers`` would take to read all prompts, nothing cached, over the time in which they come."""
-    work_s = sum(step_s(timing, n, prefill_pairs(0, n), 0) for n in (len(one.prompt) for one in due))
+    steps = [
+        (start, min(MOST_STEP_TOKENS, len(one.prompt) - start))
+        for one in due
+        for start in range(0, len(one.prompt), MOST_STEP_TOKENS)
+    ]
+    work_s = sum(step_s(timing, n, prefill_pairs(start, n), 0) for start, n in steps)
     return work_s / workers / max(one.at for one in due)

@@ -51,6 +51,14 @@ def test_load_is_work_over_time() -> None:
     assert prefill_load(due, timing, 2) == pytest.approx(work / 2 / 4.0)
 
 
+def test_a_long_prompt_takes_several_steps() -> None:
+    line = TraceLine(0.0, 10_000, 1, list(range(20)))
+    due = schedule([line, LINES[0]], speed=1, most_answer=1, vocab_size=49_152, context=131_072)
+    timing = find_engine("mocker").prefill
+    work = step_s(timing, 8192, 0, 0) + step_s(timing, 1808, 0, 0) + step_s(timing, 1000, 0, 0)
+    assert prefill_load(due, timing, 1) == pytest.approx(work / 5.0)
+
+
 def test_an_engine_twice_as_fast_takes_half_of_the_time() -> None:
     for name in ("mocker", "h100-llama-3.1-8b"):
         slow, fast = (step_s(find_engine(name, speed).prefill, 4096, 10**6, 0) for speed in (1.0, 2.0))
@@ -58,6 +66,7 @@ def test_an_engine_twice_as_fast_takes_half_of_the_time() -> None:
 
 
 def test_the_mocker_takes_as_long_as_its_formula_says() -> None:
-    n = 10_000
-    expected = 1e-3 * (4.209989e-07 * n**2 + 1.518344e-02 * n + 16.50142)
-    assert step_s(find_engine("mocker").prefill, n, prefill_pairs(0, n), 0) == pytest.approx(expected, rel=1e-3)
+    for n, off in ((8192, 1e-6), (4096, 0.09), (1, 1e-3)):
+        expected = 1e-3 * (4.209989e-07 * n**2 + 1.518344e-02 * n + 16.50142)
+        taken = step_s(find_engine("mocker").prefill, n, prefill_pairs(50_000, n), 0)
+        assert taken == pytest.approx(expected, rel=off)
