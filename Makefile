@@ -7,6 +7,10 @@ PROMPT       ?= What is the capital of France? Answer in one sentence.
 HTTP_PORT    ?= 8000
 GRPC_PORT    ?= 8001
 METRICS_PORT ?= 8002
+HOST         ?= http://127.0.0.1:8000
+# Options of a load test: make replay LOAD="--rounds 5"; of locust: make locust LOCUST="--headless -u 20 -t 60s"
+LOAD         ?=
+LOCUST       ?= --web-host 127.0.0.1
 
 DEMO_MODEL := .tandem/models/smollm2-135m-instruct/tandem.json
 BIN        := .venv/bin
@@ -15,7 +19,8 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-gpu lint bench bench-router simulate perf soak fuzz clean core dev triton
+.PHONY: help demo serve test test-gpu lint bench bench-router simulate perf perf-sweep soak fuzz locust load-report compare
+.PHONY: replay overhead clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -26,6 +31,9 @@ help:
 	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
 	@echo "make fuzz    10,000 malformed requests: each is answered, nothing dies"
+	@echo "make load-report   users' load, one page of figures and plots    make compare A=… B=…   two such runs  (LOAD=\"…\")"
+	@echo "make locust        locust's users against HOST, with its web page    make perf-sweep   perf_analyzer over load"
+	@echo "make replay        a trace in real time, per routing policy    make overhead   the path with engines of no time"
 	@echo "make clean   remove everything that was set up"
 
 demo: core triton $(DEMO_MODEL)
@@ -35,7 +43,7 @@ serve: core triton $(DEMO_MODEL)
 	@exec $(BIN)/tandem serve $(DEPLOYMENT) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
 test: dev triton $(DEMO_MODEL)
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n 2 --dist loadfile --durations 20
 
 test-gpu:
 	$(or $(PYTHON),python3) -m pytest tests/gpu --timeout 1800
@@ -63,6 +71,25 @@ soak: dev triton $(DEMO_MODEL)
 
 fuzz: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/fuzz.py
+
+perf-sweep: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/perf_sweep.py $(LOAD)
+
+locust: dev
+	$(BIN)/locust -f loadtest/locustfile.py --host $(HOST) $(LOCUST)
+
+load-report: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/load_report.py $(LOAD)
+
+compare: dev
+	$(BIN)/python loadtest/compare.py $(A) $(B)
+
+replay: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/replay.py $(LOAD)
+	$(BIN)/python loadtest/plot_replay.py
+
+overhead: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/overhead.py $(LOAD)
 
 clean:
 	rm -rf .venv .tandem .mypy_cache .ruff_cache .pytest_cache .hypothesis python_backends/*.egg-info
