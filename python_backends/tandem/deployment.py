@@ -6,13 +6,14 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from tandem.engines.sim.profiles import find_profile
 from tandem.engines.sim.timing import Timing
+from tandem.environment import expand
 from tandem.errors import TandemError
 from tandem.messages import Partition, Role, StageName, does
 
@@ -24,7 +25,8 @@ WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ByteSize = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(KiB|MiB|GiB)$")]
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]+)?)$")]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$")]
-Address = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$")]
+_PLACE = r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}"
+Address = Annotated[str, Meta(pattern=rf"^{_PLACE}(, *{_PLACE})*$")]
 Subnet = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]+/[0-9]+$")]
 
 GATEWAY = "gateway"
@@ -35,6 +37,9 @@ _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every section: an unknown field is an error."""
+
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 class Model(Section, frozen=True, kw_only=True):
@@ -56,6 +61,17 @@ class Server(Section, frozen=True, kw_only=True):
     metrics_port: Port = 8002
     only: list[str] = []
     """What of the deployment runs here, ``gateway`` and names of workers; see ``Deployment.parts_here``."""
+    private_stages: bool = False
+    """Whether stage models refuse plain clients; orchestrators reach them under the handle key in any case."""
+
+
+class Tls(Section, frozen=True, kw_only=True):
+    """Files (PEM) with which gateways and workers show each other who they are, as ``tandem secrets`` makes them;
+    relative to the deployment file. Of the gateway's ports only that of the metrics is under it."""
+
+    ca: str
+    certificate: str
+    key: str
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -157,7 +173,8 @@ class Worker(Section, frozen=True, kw_only=True):
     @property
     def addresses(self) -> list[str]:
         """``address`` as a list."""
-        return [self.address] if isinstance(self.address, str) else self.address
+        given = [self.address] if isinstance(self.address, str) else self.address
+        return [address.strip() for item in given for address in item.split(",")]
 
     @property
     def kv_bytes(self) -> int:
@@ -197,6 +214,7 @@ class Deployment(Section, frozen=True, kw_only=True):
     kv: Kv = Kv()
     routing: Routing = Routing()
     parallel: Parallel = Parallel()
+    tls: Tls | None = None
 
     def workers(self, stage: StageName) -> list[Worker]:
         """The workers that do a stage, in file order."""
@@ -221,6 +239,11 @@ class Deployment(Section, frozen=True, kw_only=True):
     def is_spread(self) -> bool:
         """Whether several Tritons serve it."""
         return any(w.address for w in self.worker)
+
+    @property
+    def hides_workers(self) -> bool:
+        """Whether the gRPC port here is for those with a certificate alone: it is a worker's with an address."""
+        return self.tls is not None and any(w.address for w in self.workers_here)
 
     def find_worker(self, name: str) -> Worker:
         """The worker called ``name``.
@@ -257,15 +280,21 @@ def load_deployment(path: Path) -> Deployment:
     try:
         if path.suffix == ".json":
             return msgspec.json.decode(data, type=Deployment)
-        content = msgspec.toml.decode(data)
+        content = expand(msgspec.toml.decode(data), os.environ)
         deployment = msgspec.convert(content, Deployment)
     except msgspec.ValidationError as error:
         raise TandemError("invalid_request", f"{path}: {_locate(str(error), content)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
-    model_path = str((path.parent / deployment.model.path).resolve())
-    return msgspec.structs.replace(deployment, model=msgspec.structs.replace(deployment.model, path=model_path))
+    model = _resolve(deployment.model, path.parent, "path")
+    tls = deployment.tls and _resolve(deployment.tls, path.parent, "ca", "certificate", "key")
+    return msgspec.structs.replace(deployment, model=model, tls=tls)
+
+
+def _resolve(section: _Section, base: Path, *fields: str) -> _Section:
+    """Paths relative to ``base`` as absolute ones."""
+    return msgspec.structs.replace(section, **{f: str((base / getattr(section, f)).resolve()) for f in fields})
 
 
 def _locate(problem: str, content: Any) -> str:

@@ -1,0 +1,27 @@
+"""Whether the server in this container gets on: it has one real request answered. Run by Docker, as
+
+python3 build/docker/healthcheck.py llm        two tokens, through a prefill and a decode worker
+python3 build/docker/healthcheck.py decode     one token, of the worker here
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+
+def main(model: str, url: str = "http://127.0.0.1:8000") -> None:
+    """Ask ``model``; any other answer than a whole one is an error."""
+    ask: dict[str, Any] = {"input_ids": [1], "max_tokens": 2 if model == "llm" else 1, "ignore_eos": True, "timeout_s": 8}
+    if (file := os.environ.get("TANDEM_HANDLE_KEY_FILE")) is not None:
+        key = bytes.fromhex(Path(file).read_text().split()[0])
+        ask["access"] = hmac.digest(key, b"tandem access", hashlib.sha256).hex()
+    urllib.request.urlopen(f"{url}/v2/models/{model}/generate", json.dumps(ask).encode(), timeout=10)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
