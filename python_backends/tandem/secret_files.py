@@ -34,7 +34,8 @@ _HOUR = datetime.timedelta(hours=1)
 
 
 def make_secrets(directory: Path, *, owner: int | None = None, watch_owner: int | None = None) -> bool:
-    """Make everything, readable by its owner alone; ``watch_owner`` is that of watch/ where it is another one. False, and nothing is done, where ``directory`` has secrets.
+    """Make everything, readable by its owner alone; ``watch_owner`` is that of watch/ where it is another one. False,
+    and nothing is done, where ``directory`` has secrets.
 
     Raises:
         TandemError: ``environment``: it cannot be written.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tandem.engines.registry import find_engine
-from tandem.kv.handle import KEY_VARIABLE
+from tandem.keys import KEY_VARIABLE
 from tests.unit.engines.conformance.harness import Harness
 from tests.unit.engines.conformance.subjects import SUBJECTS, Subject, make_model_dir
 
