@@ -16,11 +16,12 @@ from typing import Any
 
 def main(model: str, url: str = "http://127.0.0.1:8000") -> None:
     """Ask ``model``; any other answer than a whole one is an error."""
-    tokens = 2 if model == "llm" else 1
-    ask: dict[str, Any] = {"input_ids": [1], "max_tokens": tokens, "ignore_eos": True, "timeout_s": 8}
-    if (file := os.environ.get("TANDEM_HANDLE_KEY_FILE")) is not None:
-        key = bytes.fromhex(Path(file).read_text().split()[0])
-        ask["access"] = hmac.digest(key, b"tandem access", hashlib.sha256).hex()
+    ask: dict[str, Any] = {"input_ids": [1], "ignore_eos": True}
+    if model == "llm":
+        ask |= {"max_tokens": 2, "timeout_s": 8}
+    else:
+        key = bytes.fromhex(Path(os.environ["TANDEM_HANDLE_KEY_FILE"]).read_text().split()[0])
+        ask |= {"max_tokens": 1, "access": hmac.digest(key, b"tandem access", hashlib.sha256).hex()}
     urllib.request.urlopen(f"{url}/v2/models/{model}/generate", json.dumps(ask).encode(), timeout=10)
 
 

@@ -25,8 +25,7 @@ WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ByteSize = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(KiB|MiB|GiB)$")]
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]+)?)$")]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$")]
-_PLACE = r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}"
-Address = Annotated[str, Meta(pattern=rf"^{_PLACE}(, *{_PLACE})*$")]
+Address = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$")]
 Subnet = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]+/[0-9]+$")]
 
 GATEWAY = "gateway"
@@ -173,8 +172,7 @@ class Worker(Section, frozen=True, kw_only=True):
     @property
     def addresses(self) -> list[str]:
         """``address`` as a list."""
-        given = [self.address] if isinstance(self.address, str) else self.address
-        return [address.strip() for item in given for address in item.split(",")]
+        return [self.address] if isinstance(self.address, str) else self.address
 
     @property
     def kv_bytes(self) -> int:

@@ -1,4 +1,7 @@
-"""Variables of the environment in a deployment file: ``${NAME}``, or ``${NAME:-what stands there without it}``."""
+"""Variables of the environment in a deployment file: ``${NAME}``, or ``${NAME:-what stands there without it}``.
+
+What is nothing but a variable becomes a list where its value has commas: ``address = "${DECODE}"`` may be several.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def expand(content: Any, environment: Mapping[str, str]) -> Any:
         return value
 
     if isinstance(content, str):
-        return _VARIABLE.sub(value_of, content)
+        value = _VARIABLE.sub(value_of, content)
+        if _VARIABLE.fullmatch(content) and "," in value:
+            return [part.strip() for part in value.split(",")]
+        return value
     if isinstance(content, dict):
         return {name: expand(value, environment) for name, value in content.items()}
     if isinstance(content, list):
