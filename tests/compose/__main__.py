@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.compose.machine import build_image, docker
+from tests.compose.machine import IMAGE, build_image, docker
 from tests.compose.stack import Stack
 from tests.compose.steps import STEPS
 
@@ -52,14 +52,15 @@ class Report:
 
 def main(
     only: str = typer.Option("", help="Names of steps, with commas between."),
+    image: str = typer.Option("", help="An image that is there, in place of one that is built."),
 ) -> None:
     """Build, start, use, break, change and end a whole deployment in containers."""
     signal.signal(signal.SIGTERM, _leave)
     chosen = [step for step in STEPS if not only or step.__name__ in only.split(",")]
     report = Report()
     with docker(), contextlib.ExitStack() as ends:
-        if report.do("image", build_image):
-            stack = Stack()
+        if image or report.do("image", build_image):
+            stack = Stack(image or IMAGE)
             ends.callback(stack.down)
             if report.do("start", lambda: stack.up(prefill=2)):
                 for step in chosen:

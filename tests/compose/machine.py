@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +131,7 @@ def _pip_sources() -> Iterator[dict[str, str]]:
         name, _, value = line.partition("=")
         given[name.rpartition(".")[2]] = value.strip("'\"")
     roots: list[Path] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Directories, roots))
+    server = _listen(functools.partial(_Directories, roots))
     wanted = {}
     for name in ("index-url", "extra-index-url", "find-links"):
         if name in given:
@@ -144,6 +145,15 @@ def _pip_sources() -> Iterator[dict[str, str]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _listen(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> http.server.ThreadingHTTPServer:
+    """At the same port each time, if it is free: Docker builds anew what has other arguments."""
+    usual = 20_000 + zlib.crc32(str(ROOT).encode()) % 12_000
+    try:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", usual), handler)
+    except OSError:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
 
 
 def _as_url(word: str, roots: list[Path], port: int) -> str:

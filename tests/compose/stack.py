@@ -14,7 +14,7 @@ from typing import Any
 
 from tandem.deployment import Server
 from tandem.triton.ports import choose_ports
-from tests.compose.machine import IMAGE, ROOT, compose_program, run
+from tests.compose.machine import ROOT, compose_program, run
 
 HEALTHY_S = 240.0
 STOP_S = 150.0
@@ -34,7 +34,8 @@ print(json.dumps(loads))
 class Stack:
     """``with Stack() as stack:`` has secrets, a deployment and ports of its own; afterwards nothing is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: str) -> None:
+        self.image = image
         self.project = f"tandem-test-{secrets.token_hex(3)}"
         ports = choose_ports(Server(http_port=0, grpc_port=0, metrics_port=0))
         self.http_url, self.grpc_url = f"http://127.0.0.1:{ports.http}", f"127.0.0.1:{ports.grpc}"
@@ -50,7 +51,7 @@ class Stack:
             **os.environ,
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_PROFILES": "all,ranks",
-            "TANDEM_IMAGE": IMAGE,
+            "TANDEM_IMAGE": image,
             "TANDEM_DEPLOYMENT": str(self._home / "compose.toml"),
             "TANDEM_SECRETS": str(self.secrets),
             "TANDEM_HTTP_PORT": str(ports.http),
@@ -134,7 +135,7 @@ class Stack:
         """Run a Python script in a further container of the same image, in a network of this run; what it printed."""
         mounts = [word for volume in volumes for word in ("--volume", volume)]
         options = ["--rm", "--interactive", "--network", f"{self.project}_{network}", "--cap-drop", "ALL", *mounts]
-        command = ["docker", "run", *options, "--label", f"com.docker.compose.project={self.project}", IMAGE]
+        command = ["docker", "run", *options, "--label", f"com.docker.compose.project={self.project}", self.image]
         return run(*command, "python", "-", input=script, timeout=timeout)
 
     def loads(self) -> dict[str, list[int]]:
