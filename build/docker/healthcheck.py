@@ -9,20 +9,26 @@ import hmac
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 
 def main(model: str, url: str = "http://127.0.0.1:8000") -> None:
-    """Ask ``model``; any other answer than a whole one is an error."""
+    """Ask ``model``; any other answer than a whole one ends this with exit status 1."""
     ask: dict[str, Any] = {"input_ids": [1], "ignore_eos": True}
     if model == "llm":
         ask |= {"max_tokens": 2, "timeout_s": 8}
     else:
         key = bytes.fromhex(Path(os.environ["TANDEM_HANDLE_KEY_FILE"]).read_text().split()[0])
         ask |= {"max_tokens": 1, "access": hmac.digest(key, b"tandem access", hashlib.sha256).hex()}
-    urllib.request.urlopen(f"{url}/v2/models/{model}/generate", json.dumps(ask).encode(), timeout=10)
+    try:
+        urllib.request.urlopen(f"{url}/v2/models/{model}/generate", json.dumps(ask).encode(), timeout=10).close()
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{error}: {error.read().decode(errors='replace')}")
+    except OSError as error:
+        sys.exit(f"{url}: {error}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tandem.deployment import Server
 from tandem.triton.ports import choose_ports
 from tests.compose.machine import ROOT, compose_program, run
 
-HEALTHY_S = 240.0
+HEALTHY_S = 420.0
 STOP_S = 150.0
 WORKERS = ("prefill", "decode", "group")
 
@@ -45,7 +45,7 @@ class Stack:
         program = compose_program()
         self._compose = [program] if program else ["docker", "compose"]
         text = (ROOT / "deployments/compose.toml").read_text()
-        small = '[[worker]]\nthreads = 1\nkv_memory = "256MiB"\n'
+        small = '[[worker]]\nthreads = 1\nkv_memory = "64MiB"\n'
         (self._home / "compose.toml").write_text(text.replace("[[worker]]\n", small))
         self._environment = {
             **os.environ,

@@ -51,7 +51,6 @@ class Client:
             )
         self.url = url
         self._client = triton.InferenceServerClient(url)
-        self._keys = find_keys()
 
     def __enter__(self) -> Client:
         return self
@@ -66,14 +65,26 @@ class Client:
         """Name → state of every model that the server knows.
 
         Raises:
-            TandemError: ``not_found``, when no server answers; ``forbidden``, when it has another handle key.
+            TandemError: ``not_found``, when no server answers; ``forbidden``, when it was started with another handle
+                key.
         """
-        headers = {_MANAGEMENT: management_word(self._keys.signing)}
+        headers = {_MANAGEMENT: management_word(find_keys().signing)}
         try:
             index = self._client.get_model_repository_index(headers=headers, client_timeout=_CALL_TIMEOUT_S)
         except InferenceServerException as error:
             raise self._failure(error) from error
         return {model.name: model.state or "UNKNOWN" for model in index.models}
+
+    def is_ready(self, model: str) -> bool:
+        """Whether the server has a model that is ready.
+
+        Raises:
+            TandemError: ``not_found``, when no server answers.
+        """
+        try:
+            return bool(self._client.is_model_ready(model, client_timeout=_CALL_TIMEOUT_S))
+        except InferenceServerException as error:
+            raise self._failure(error) from error
 
     def is_worker(self, model: str) -> bool:
         """Whether a model takes lane messages."""
@@ -89,7 +100,7 @@ class Client:
         Raises:
             TandemError: the worker does not answer within 5 s.
         """
-        data = seal(encode(request), worker, self._keys)
+        data = seal(encode(request), worker, find_keys())
         inputs = {"lane_request": np.frombuffer(data, dtype=np.uint8)}
         for response in self.stream(worker, inputs, silence_s=_CALL_TIMEOUT_S):
             if "lane_reply" in response:
