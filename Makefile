@@ -15,11 +15,12 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench bench-router perf soak clean core dev triton
+.PHONY: help demo serve test compose-test lint bench bench-router perf soak clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
 	@echo "make test    all tests          make lint   ruff and mypy"
+	@echo "make compose-test   docker-compose.yml for real, from a bare Debian machine, as root"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
@@ -33,6 +34,9 @@ serve: core triton $(DEMO_MODEL)
 
 test: dev triton $(DEMO_MODEL)
 	$(BIN)/pytest tests
+
+compose-test: dev triton
+	$(BIN)/python -m tests.compose
 
 lint: dev
 	$(BIN)/ruff check .
