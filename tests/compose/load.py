@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -85,12 +86,10 @@ class Load:
         except BaseException as error:
             self._problem = error
 
-    async def _ask_on(self, stream: int) -> None:
-        number = 0
+    async def _ask_on(self, _: int) -> None:
         async with grpc_aio.InferenceServerClient(self._url) as client:
             while not self._ended.is_set():
-                number += 1
-                prompt = [100 * stream + number % 50 + 1] * 20
+                prompt = [random.randrange(1, 40_000) for _ in range(20)]
                 inputs = {"input_ids": prompt, "max_tokens": self._tokens, "ignore_eos": True, "stream": True}
                 answer = await ask(client, "llm", inputs)
                 if self.gateway_restarts and answer.error is not None and not answer.output_ids:

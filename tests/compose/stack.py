@@ -20,6 +20,11 @@ HEALTHY_S = 420.0
 STOP_S = 150.0
 WORKERS = ("prefill", "decode", "group")
 
+_ROUTING = """
+[routing]
+policy = "round_robin"    # every worker has its share, so that none is hurt in vain
+conditional_disaggregation = false
+"""
 _LOADS = """
 import json
 from pathlib import Path
@@ -46,7 +51,7 @@ class Stack:
         self._compose = [program] if program else ["docker", "compose"]
         text = (ROOT / "deployments/compose.toml").read_text()
         small = '[[worker]]\nthreads = 1\nkv_memory = "64MiB"\n'
-        (self._home / "compose.toml").write_text(text.replace("[[worker]]\n", small))
+        (self._home / "compose.toml").write_text(text.replace("[[worker]]\n", small) + _ROUTING)
         self._environment = {
             **os.environ,
             "COMPOSE_PROJECT_NAME": self.project,
