@@ -136,10 +136,22 @@ class Stack:
         """Run a command in a container."""
         return run("docker", "exec", "-i", container, *command, input=stdin, timeout=timeout)
 
-    def visit(self, script: str, *, network: str, volumes: tuple[str, ...] = (), timeout: float = 120.0) -> str:
+    def visit(
+        self, script: str, *, network: str, volumes: tuple[str, ...] = (), user: str = "tandem", timeout: float = 120.0
+    ) -> str:
         """Run a Python script in a further container of the same image, in a network of this run; what it printed."""
         mounts = [word for volume in volumes for word in ("--volume", volume)]
-        options = ["--rm", "--interactive", "--network", f"{self.project}_{network}", "--cap-drop", "ALL", *mounts]
+        options = [
+            "--rm",
+            "--interactive",
+            "--network",
+            f"{self.project}_{network}",
+            "--cap-drop",
+            "ALL",
+            "--user",
+            user,
+            *mounts,
+        ]
         command = ["docker", "run", *options, "--label", f"com.docker.compose.project={self.project}", self.image]
         return run(*command, "python", "-", input=script, timeout=timeout)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tandem.keys import access_word
 from tests.compose.load import STREAMS, Load
 from tests.compose.machine import run
-from tests.compose.stack import WORKERS, Stack
+from tests.compose.stack import STOP_S, WORKERS, Stack
 from tests.integration.clients import ask_now, generate, generate_stream
 
 HERE = Path(__file__).parent
@@ -95,6 +95,18 @@ def confinement(stack: Stack) -> str:
         opened = {int(place["HostPort"]) for places in ports.values() for place in places or []}
         require(opened == (stack.published if "gateway" in container else set()), f"{container} publishes {opened}")
     return f"{len(containers)} containers"
+
+
+def metrics(stack: Stack) -> str:
+    """Who has Prometheus's certificate reads the metrics of every server."""
+    places = {
+        stack.address(c): "gateway" if "gateway" in c else "worker" for c in stack.containers("gateway", *WORKERS)
+    }
+    script = (HERE / "reader.py").read_text().replace("main(PLACES)", f"main({places!r})")
+    volume = f"{stack.secrets}/watch:/run/tandem:ro"
+    counts = json.loads(stack.visit(script, network="default", volumes=(volume,), user="65534").splitlines()[-1])
+    require(len(counts) == len(places) and all(counts.values()), f"Tandem's metrics, by server: {counts}")
+    return f"{sum(counts.values())} of Tandem's own at {len(counts)} servers"
 
 
 def outsiders(stack: Stack) -> str:
@@ -222,12 +234,19 @@ def scaled(stack: Stack) -> str:
 
 
 def restarted(stack: Stack) -> str:
-    """Every service is restarted in turn under load, workers one by one, the gateway at last."""
+    """Every service is restarted in turn under load: workers one by one, a rank while its group is stopped, the gateway
+    at last."""
     with Load(stack.grpc_url) as load:
-        for container in stack.containers("prefill", "decode", "group", "rank"):
-            run("docker", "restart", "--time", "90", container, timeout=150)
+        for container in stack.containers("prefill", "decode"):
+            run("docker", "restart", "--time", "90", container, timeout=STOP_S)
             stack.wait_healthy()
-            load.until_answers(4)
+            load.until_at(stack.address(container))
+        (group,), (rank,) = stack.containers("group"), stack.containers("rank")
+        run("docker", "stop", "--time", "90", group, timeout=STOP_S)
+        run("docker", "restart", rank, timeout=STOP_S)
+        stack.start(group)
+        stack.wait_healthy()
+        load.until_at(stack.address(group))
         load.gateway_restarts = True
         stack.compose("restart", "--timeout", "90", "gateway")
         stack.wait_healthy("gateway")
@@ -247,6 +266,6 @@ def logs(stack: Stack) -> str:
 
 
 STEPS: list[Callable[[Stack], str]] = [
-    answers, streaming, cancellation, confinement, outsiders, thieves, new_key,
+    answers, streaming, cancellation, confinement, metrics, outsiders, thieves, new_key,
     scaled, killed, crashed, paused, cut_off, rank_lost, restarted, logs,
 ]  # fmt: skip
