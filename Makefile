@@ -19,13 +19,14 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-gpu lint bench bench-router simulate perf perf-sweep soak fuzz locust load-report compare
-.PHONY: replay overhead clean core dev triton
+.PHONY: help demo serve test test-gpu compose-test lint bench bench-router simulate perf perf-sweep soak fuzz locust
+.PHONY: load-report compare replay overhead clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
 	@echo "make test    all tests          make lint   ruff and mypy"
 	@echo "make test-gpu   TensorRT-LLM's engine on GPUs, inside NVIDIA's container: docs/tensorrt_llm.md"
+	@echo "make compose-test   docker-compose.yml for real, from a bare Debian machine, as root"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
@@ -47,6 +48,9 @@ test: dev triton $(DEMO_MODEL)
 
 test-gpu:
 	$(or $(PYTHON),python3) -m pytest tests/gpu --timeout 1800
+
+compose-test: dev triton
+	$(BIN)/python -m tests.compose
 
 lint: dev
 	$(BIN)/ruff check .

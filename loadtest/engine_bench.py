@@ -31,7 +31,7 @@ from tandem.deployment import Deployment, Kv, Model, Worker
 from tandem.engines.torch.config import ModelConfig, read_config
 from tandem.engines.torch.engine import create
 from tandem.engines.torch.runner import DTYPES
-from tandem.kv.handle import KEY_BYTES, KEY_VARIABLE
+from tandem.keys import KEY_BYTES, KEY_VARIABLE
 from tandem.messages import EngineEvent, Failed, Finished, Generate, KvEvent, Load, Sampling, Stopping, Tokens
 
 BATCHES = (1, 8, 32)

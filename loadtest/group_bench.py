@@ -27,7 +27,7 @@ from running_engine import RunningEngine
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tandem.deployment import Deployment, Model, Worker
-from tandem.kv.handle import KEY_BYTES, KEY_VARIABLE
+from tandem.keys import KEY_BYTES, KEY_VARIABLE
 from tandem.messages import Generate, Sampling, Stopping
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,7 @@ from style import BLUE, GREY, ORANGE, STYLE
 from tandem.deployment import Deployment, Limits, Model, Worker, to_json
 from tandem.engines.client import EngineProcess
 from tandem.engines.torch.config import read_config
-from tandem.kv.handle import KEY_BYTES, KEY_VARIABLE
+from tandem.keys import KEY_BYTES, KEY_VARIABLE
 from tandem.messages import (
     AnyWork,
     Cancel,

@@ -1,4 +1,4 @@
-# Tandem on CPUs: the server, its engines and the demo model, for docker-compose.yml. Needs no BuildKit.
+# Tandem on CPUs: the server, its engines, the demo model, and sshd for ranks, for docker-compose.yml. Needs no BuildKit.
 #   docker build -f build/docker/cpu.Dockerfile -t tandem:cpu .
 ARG BASE=debian:12-slim
 
@@ -9,7 +9,7 @@ RUN apt-get update \
 WORKDIR /opt/tandem
 
 FROM python AS build
-RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates python3-venv
 # pip's own settings: where it finds packages (a CPU build of PyTorch, too) and which certificates it trusts. They stay
 # in this stage; the image that is served does not know them.
 ARG PIP_INDEX_URL
@@ -30,8 +30,14 @@ COPY python_backends/tandem/triton/ python_backends/tandem/triton/
 RUN .venv/bin/python -m tandem.triton.install
 
 FROM python
+# ssh starts the ranks of a group in other containers: keys and host keys come with the secrets, none is in the image.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client openssh-server \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /etc/ssh/ssh_host_* \
+    && install --directory /run/sshd
+COPY build/docker/sshd_config build/docker/ssh_config /etc/ssh/
 # Everything belongs to root; the server may write its run directory and /tmp, nothing else.
-RUN useradd --uid 10001 --no-create-home --home-dir /tmp tandem \
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --password '*' --shell /bin/sh tandem \
     && install --directory --owner tandem --group tandem .tandem/run
 COPY --from=build /opt/tandem/.venv/ .venv/
 COPY --from=build /opt/tandem/.tandem/triton/ .tandem/triton/
@@ -39,6 +45,7 @@ COPY --from=build /opt/tandem/.tandem/models/ .tandem/models/
 COPY model_repository/ model_repository/
 COPY deployments/ deployments/
 COPY python_backends/ python_backends/
+COPY build/docker/healthcheck.py build/docker/
 RUN python3 -m compileall -q python_backends
 # Numba keeps the engines' compiled loops where it may write.
 ENV PATH=/opt/tandem/.venv/bin:$PATH HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba

@@ -6,13 +6,14 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from tandem.engines.sim.profiles import find_profile
 from tandem.engines.sim.timing import Timing
+from tandem.environment import expand
 from tandem.errors import TandemError
 from tandem.logs import Logging
 from tandem.messages import Partition, Role, StageName, does
@@ -40,6 +41,9 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every section: an unknown field is an error."""
 
 
+_Section = TypeVar("_Section", bound=Section)
+
+
 class Model(Section, frozen=True, kw_only=True):
     """The checkpoint, as ``build/`` writes it, and how it is computed."""
 
@@ -59,6 +63,17 @@ class Server(Section, frozen=True, kw_only=True):
     metrics_port: Port = 8002
     only: list[str] = []
     """What of the deployment runs here, ``gateway`` and names of workers; see ``Deployment.parts_here``."""
+    private_stages: bool = False
+    """Whether stage models refuse plain clients; orchestrators reach them under the handle key in any case."""
+
+
+class Tls(Section, frozen=True, kw_only=True):
+    """Files (PEM) with which gateways and workers show each other who they are, as ``tandem secrets`` makes them;
+    relative to the deployment file. Of the gateway's ports only that of the metrics is under it."""
+
+    ca: str
+    certificate: str
+    key: str
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -286,6 +301,7 @@ class Deployment(Section, frozen=True, kw_only=True):
     parallel: Parallel = Parallel()
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
+    tls: Tls | None = None
 
     def workers(self, stage: StageName) -> list[Worker]:
         """The workers that do a stage, in file order."""
@@ -310,6 +326,11 @@ class Deployment(Section, frozen=True, kw_only=True):
     def is_spread(self) -> bool:
         """Whether several Tritons serve it."""
         return any(w.address for w in self.worker)
+
+    @property
+    def hides_workers(self) -> bool:
+        """Whether the gRPC port here is for those with a certificate alone: it is a worker's with an address."""
+        return self.tls is not None and any(w.address for w in self.workers_here)
 
     def find_worker(self, name: str) -> Worker:
         """The worker called ``name``.
@@ -346,7 +367,7 @@ def load_deployment(path: Path) -> Deployment:
     try:
         if path.suffix == ".json":
             return msgspec.json.decode(data, type=Deployment)
-        content = msgspec.toml.decode(data)
+        content = expand(msgspec.toml.decode(data), os.environ)
         deployment = msgspec.convert(content, Deployment)
     except msgspec.ValidationError as error:
         raise TandemError("invalid_request", f"{path}: {locate(str(error), content)}") from error
@@ -359,8 +380,9 @@ def load_deployment(path: Path) -> Deployment:
 def _resolve(directory: Path, deployment: Deployment) -> Deployment:
     """With absolute paths; those given are relative to ``directory``."""
 
-    def resolve(section: Any, field: str) -> Any:
-        return msgspec.structs.replace(section, **{field: str((directory / getattr(section, field)).resolve())})
+    def resolve(section: Any, *fields: str) -> Any:
+        paths = {field: str((directory / getattr(section, field)).resolve()) for field in fields}
+        return msgspec.structs.replace(section, **paths)
 
     workers = []
     for worker in deployment.worker:
@@ -374,6 +396,7 @@ def _resolve(directory: Path, deployment: Deployment) -> Deployment:
         model=resolve(deployment.model, "path"),
         worker=workers,
         tracing=deployment.tracing.within(directory),
+        tls=deployment.tls and resolve(deployment.tls, "ca", "certificate", "key"),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 ErrorCode = Literal[
     # the request is wrong
     "invalid_request",
+    "forbidden",
     "prompt_too_long",
     # no room or no time
     "overloaded",

@@ -15,12 +15,16 @@ from tandem.triton.server import TritonServer
 
 TANDEM = str(Path(sys.executable).parent / "tandem")
 LOCAL = str(Path(__file__).parents[2] / "deployments" / "local.toml")
-ENVIRONMENT = {**os.environ, "COLUMNS": "200"}
+
+
+def environment() -> dict[str, str]:
+    """With the handle key of the server."""
+    return {**os.environ, "COLUMNS": "200"}
 
 
 def tandem(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [TANDEM, *arguments], input=stdin, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT
+        [TANDEM, *arguments], input=stdin, capture_output=True, text=True, timeout=240, check=False, env=environment()
     )
 
 
@@ -32,7 +36,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=environment(),
         start_new_session=True,
     )
 

@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from tandem.keys import Keys
 from tandem.kv.handle import sign
-from tandem.messages import KvHandle, Partition
+from tandem.lanes.seal import seal
+from tandem.messages import Hello, KvHandle, Partition, encode
 from tandem.text.codec import TextCodec
 from tandem.triton.server import TritonServer
-from tests.integration.clients import Answer, ask_now
+from tests.integration.clients import Answer, ask_now, post
 
 TOKENS = 12
 
@@ -62,7 +64,8 @@ def test_a_handle_is_redeemed_once(server: TritonServer, prompt: list[int]) -> N
 def resigned(change: Callable[[KvHandle], KvHandle], key: bytes) -> Callable[[bytes], bytes]:
     from tandem.kv.handle import verify
 
-    return lambda data: sign(change(verify(data, key)), key)
+    keys = Keys([key])
+    return lambda data: sign(change(verify(data, keys)), keys)
 
 
 def kv(**fields: Any) -> Callable[[KvHandle], KvHandle]:
@@ -124,4 +127,25 @@ def test_a_lane_message_that_is_none_is_refused(server: TritonServer) -> None:
 
     answer = ask_now(server.grpc_url, "decode_0", {"lane_request": np.zeros((1, 9), np.uint8)})
     assert answer.error is not None
-    assert "lane_request" in answer.error
+    assert "[forbidden] lane_request" in answer.error
+
+
+def test_lane_messages_without_the_key_or_for_another_worker_are_refused(
+    server: TritonServer, handle_key: bytes
+) -> None:
+    import numpy as np
+
+    hello = encode(Hello())
+    good = seal(hello, "decode_0", Keys([handle_key]))
+    for data in (hello, seal(hello, "decode_0", Keys([bytes(32)])), seal(hello, "prefill_0", Keys([handle_key]))):
+        answer = ask_now(server.grpc_url, "decode_0", {"lane_request": np.frombuffer(data, np.uint8)[None]})
+        assert answer.error is not None
+        assert "[forbidden] lane_request" in answer.error
+    assert ask_now(server.grpc_url, "decode_0", {"lane_request": np.frombuffer(good, np.uint8)[None]}).error is None
+
+
+def test_management_of_the_server_needs_the_key(server: TritonServer) -> None:
+    for path in ("repository/index", "repository/models/llm/unload", "systemsharedmemory/status", "logging"):
+        status, text = post(f"{server.http_url}/v2/{path}", {})
+        assert status >= 400, path
+        assert "restricted" in text, path

@@ -15,6 +15,7 @@ from tandem.cli.build import build
 from tandem.cli.doctor import doctor
 from tandem.cli.explain import explain
 from tandem.cli.generate import generate
+from tandem.cli.secrets import secrets
 from tandem.cli.serve import serve
 from tandem.cli.status import status
 from tandem.cli.terminal import Interrupted, catch_signals, errors
@@ -43,5 +44,5 @@ app = Application(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (serve, build, generate, status, explain, doctor):
+for command in (serve, build, generate, status, explain, doctor, secrets):
     app.command()(command)

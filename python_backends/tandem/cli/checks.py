@@ -22,7 +22,7 @@ from tandem.engines.tensorrt_llm.identity import read_shape
 from tandem.engines.torch.config import read_config
 from tandem.engines.torch.sharding import Shard
 from tandem.errors import TandemError
-from tandem.kv.handle import KEY_VARIABLE, handle_key
+from tandem.keys import load_keys
 from tandem.parallel.launch import find_agent, find_launcher
 from tandem.parallel.network import check_first_host
 from tandem.triton.command import check_shared_memory
@@ -159,10 +159,9 @@ def _hosts(deployment: Deployment) -> Finding:
 def _others(deployment: Deployment) -> Finding:
     if not deployment.is_spread:
         return Finding("good", "this server is all there is")
-    if deployment.workers_here:
-        handle_key()
+    load_keys()
     if not deployment.has_gateway:
-        return Finding("good", f"{KEY_VARIABLE} is set")
+        return Finding("good", "the handle key is there")
     lost = []
     for worker in deployment.worker:
         for address in worker.addresses:

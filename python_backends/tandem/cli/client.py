@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import time
@@ -16,7 +17,11 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tandem.errors import ERROR_CODES, TandemError
+from tandem.keys import FILE_VARIABLE, KEY_VARIABLE, Keys, load_keys, management_word
+from tandem.lanes.seal import seal
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
+from tandem.triton.command import MANAGEMENT_HEADER
+from tandem.triton.home import own_key_file
 
 _DTYPES: dict[str, type] = {
     **dict.fromkeys(("text_input", "messages", "stop_words"), np.object_),
@@ -28,6 +33,7 @@ _DTYPES: dict[str, type] = {
     "lane_request": np.uint8,
 }
 _OWN_ERROR = re.compile(r"\[(?P<code>[a-z_]+)\] (?P<text>.*)", re.DOTALL)
+_MANAGEMENT = f"triton-grpc-protocol-{MANAGEMENT_HEADER}"
 _CALL_TIMEOUT_S = 5.0
 _SILENCE_TIMEOUT_S = 330.0
 """Between two responses; a deployment's own deadline of a request, 300 s, comes first."""
@@ -59,13 +65,26 @@ class Client:
         """Name → state of every model that the server knows.
 
         Raises:
-            TandemError: ``not_found``, when no server answers.
+            TandemError: ``not_found``, when no server answers; ``forbidden``, when it was started with another handle
+                key.
         """
+        headers = {_MANAGEMENT: management_word(find_keys().signing)}
         try:
-            index = self._client.get_model_repository_index(client_timeout=_CALL_TIMEOUT_S)
+            index = self._client.get_model_repository_index(headers=headers, client_timeout=_CALL_TIMEOUT_S)
         except InferenceServerException as error:
             raise self._failure(error) from error
         return {model.name: model.state or "UNKNOWN" for model in index.models}
+
+    def is_ready(self, model: str) -> bool:
+        """Whether the server has a model that is ready.
+
+        Raises:
+            TandemError: ``not_found``, when no server answers.
+        """
+        try:
+            return bool(self._client.is_model_ready(model, client_timeout=_CALL_TIMEOUT_S))
+        except InferenceServerException as error:
+            raise self._failure(error) from error
 
     def is_worker(self, model: str) -> bool:
         """Whether a model takes lane messages."""
@@ -81,7 +100,8 @@ class Client:
         Raises:
             TandemError: the worker does not answer within 5 s.
         """
-        inputs = {"lane_request": np.frombuffer(encode(request), dtype=np.uint8)}
+        data = seal(encode(request), worker, find_keys())
+        inputs = {"lane_request": np.frombuffer(data, dtype=np.uint8)}
         for response in self.stream(worker, inputs, silence_s=_CALL_TIMEOUT_S):
             if "lane_reply" in response:
                 return _lane_reply.decode(bytes(response["lane_reply"]))
@@ -116,11 +136,28 @@ class Client:
         text = str(error.message() or error)
         if (own := _OWN_ERROR.search(text)) and own["code"] in ERROR_CODES:
             return TandemError(own["code"], own["text"])  # type: ignore[arg-type]
+        if "restricted" in text:
+            return TandemError(
+                "forbidden",
+                f"the server at {self.url} has another handle key; set {FILE_VARIABLE} or {KEY_VARIABLE} as there",
+            )
         if "UNAVAILABLE" in str(error.status()) or "failed to connect" in text.lower():
             return TandemError(
                 "not_found", f"no server answers at {self.url}; start one with: tandem serve deployments/local.toml"
             )
         return TandemError("engine_failed", f"the server at {self.url} says: {text}")
+
+
+def find_keys() -> Keys:
+    """The handle key that the environment names, else that of this checkout's own servers, which is made if need be."""
+    if os.environ.get(FILE_VARIABLE) or os.environ.get(KEY_VARIABLE):
+        return load_keys()
+    try:
+        return load_keys({FILE_VARIABLE: str(own_key_file(make=True))})
+    except OSError as error:
+        raise TandemError(
+            "invalid_request", f"{FILE_VARIABLE}: is not set, and no key can be kept here: {error}"
+        ) from error
 
 
 def _next(

@@ -9,7 +9,6 @@ The version stands outside the payload, since another version may have another p
 from __future__ import annotations
 
 import hmac
-import os
 import re
 import struct
 from hashlib import blake2b
@@ -17,6 +16,7 @@ from hashlib import blake2b
 import msgspec
 
 from tandem.errors import ErrorCode, TandemError
+from tandem.keys import KEY_VARIABLE, Keys
 from tandem.kv.reshard import block_bytes_of
 from tandem.messages import (
     HeldByLibrary,
@@ -30,8 +30,6 @@ from tandem.messages import (
 )
 
 HANDLE_VERSION = 3
-KEY_BYTES = 32
-KEY_VARIABLE = "TANDEM_HANDLE_KEY"
 
 _MAGIC = b"TKVH"
 _HEADER = struct.Struct(">4sHI")
@@ -49,28 +47,6 @@ _FORMAT_CODES: dict[str, ErrorCode] = {
 }
 
 
-def handle_key() -> bytes:
-    """The key of this deployment, 32 bytes, from the environment.
-
-    Raises:
-        TandemError: ``invalid_request``; says how to set it.
-    """
-    text = os.environ.get(KEY_VARIABLE, "")
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        # The value is a secret: only its length is told.
-        raise TandemError(
-            "invalid_request",
-            f"the environment variable {KEY_VARIABLE} must hold {KEY_BYTES} bytes as {2 * KEY_BYTES} hex digits, the "
-            f"same for all workers of a deployment; it has {len(text)} characters. `openssl rand -hex {KEY_BYTES}` "
-            "makes one",
-        )
-    return key
-
-
 def digest_tokens(token_ids: list[int]) -> bytes:
     """Hash of token ids: BLAKE2b, 16 bytes, over their 32-bit little-endian values.
 
@@ -86,15 +62,15 @@ def digest_tokens(token_ids: list[int]) -> bytes:
     return blake2b(packed, digest_size=16).digest()
 
 
-def sign(handle: KvHandle, key: bytes) -> bytes:
-    """The handle as bytes that nobody without ``key`` can make or change."""
+def sign(handle: KvHandle, keys: Keys) -> bytes:
+    """The handle as bytes that nobody without the deployment's key can make or change."""
     payload = encode(handle)
     signed = _HEADER.pack(_MAGIC, handle.version, len(payload)) + payload
-    return signed + _mac(signed, key)
+    return signed + keys.sign(signed)
 
 
-def verify(data: bytes, key: bytes) -> KvHandle:
-    """The handle that ``sign`` made with the same key.
+def verify(data: bytes, keys: Keys) -> KvHandle:
+    """The handle that ``sign`` made with one of these keys.
 
     Raises:
         TandemError: ``handle_malformed`` (not a whole handle), ``handle_version`` (another version's) or
@@ -114,7 +90,7 @@ def verify(data: bytes, key: bytes) -> KvHandle:
     if len(data) != expected:
         raise TandemError("handle_malformed", f"handle: {len(data)} bytes instead of {expected}: cut or padded")
     signed, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
-    if not hmac.compare_digest(mac, _mac(signed, key)):
+    if not keys.verify(signed, mac):
         raise TandemError(
             "handle_forged",
             f"handle: its signature does not fit; it was changed, or {KEY_VARIABLE} differs between the workers",
@@ -225,10 +201,6 @@ def _find_library_differences(mine: LibraryTransfer | None, peer: LibraryTransfe
 
 def _words(partition: Partition) -> str:
     return f"tensor-parallel {partition.tensor_parallel_size} x pipeline {partition.pipeline_parallel_size}"
-
-
-def _mac(signed: bytes, key: bytes) -> bytes:
-    return hmac.digest(key, signed, "sha256")
 
 
 def _check_format(kv: KvFormat, mine: WorkerInfo) -> None:

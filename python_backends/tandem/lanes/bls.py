@@ -15,6 +15,8 @@ import msgspec
 
 from tandem.api.tensors import bytes_tensor
 from tandem.errors import TandemError
+from tandem.keys import Keys
+from tandem.lanes.seal import seal
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
 
 KEEP_S = 5.0
@@ -23,8 +25,9 @@ KEEP_S = 5.0
 class BlsTransport:
     """Calls the stage model ``model_name``. ``pb_utils`` is Triton's Python backend module."""
 
-    def __init__(self, model_name: str, pb_utils: Any) -> None:
+    def __init__(self, model_name: str, pb_utils: Any, keys: Keys) -> None:
         self._model_name = model_name
+        self._keys = keys
         self._pb = pb_utils
         self._kept: deque[tuple[float, Any, Any]] = deque()
         self._lock = threading.Lock()
@@ -32,10 +35,11 @@ class BlsTransport:
 
     def call(self, request: LaneRequest) -> LaneReply:
         """Send one lane message and wait for its one reply (see ``Transport``)."""
+        data = seal(encode(request), self._model_name, self._keys)
         inference = self._pb.InferenceRequest(
             model_name=self._model_name,
             requested_output_names=["lane_reply"],
-            inputs=[self._pb.Tensor("lane_request", bytes_tensor(encode(request)))],
+            inputs=[self._pb.Tensor("lane_request", bytes_tensor(data))],
         )
         try:
             responses = inference.exec(decoupled=True)

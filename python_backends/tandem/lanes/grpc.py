@@ -11,8 +11,12 @@ import grpc
 import msgspec
 from tritonclient.grpc import service_pb2 as triton
 
+from tandem.deployment import Tls
 from tandem.errors import TandemError
+from tandem.keys import Keys
+from tandem.lanes.seal import seal
 from tandem.messages import LaneReply, LaneRequest, Poll, decoder, encode
+from tandem.tls import WORKER_NAME, channel_credentials
 
 ANSWER_S = 5.0
 """For every call, beyond the time that a poll may wait."""
@@ -40,9 +44,19 @@ _OPTIONS = {
 class GrpcTransport:
     """Calls the stage model ``model_name`` of the Triton at ``address`` (host:port). ``name`` stands in errors."""
 
-    def __init__(self, model_name: str, address: str, name: str) -> None:
-        self._model_name, self._name = model_name, name
-        self._channel = grpc.insecure_channel(address, [(key, int(value)) for key, value in _OPTIONS.items()])
+    def __init__(self, model_name: str, address: str, name: str, keys: Keys, tls: Tls | None = None) -> None:
+        """With ``tls`` each end shows the other its certificate, and the server's must be a worker's.
+
+        Raises:
+            TandemError: ``invalid_request``: a file of ``tls`` cannot be read.
+        """
+        self._model_name, self._name, self._keys = model_name, name, keys
+        options = [(key, int(value)) for key, value in _OPTIONS.items()]
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            target = ("grpc.ssl_target_name_override", WORKER_NAME)
+            self._channel = grpc.secure_channel(address, channel_credentials(tls), [*options, target])
         # The stream of requests has just one: to the server that is the same, and here it saves a thread for each call.
         self._call = self._channel.unary_stream(
             _METHOD,
@@ -73,7 +87,7 @@ class GrpcTransport:
         self._channel.close()
 
     def _to_inference(self, request: LaneRequest) -> triton.ModelInferRequest:
-        data = encode(request)
+        data = seal(encode(request), self._model_name, self._keys)
         tensor = triton.ModelInferRequest.InferInputTensor(name="lane_request", datatype="UINT8", shape=[1, len(data)])
         wanted = triton.ModelInferRequest.InferRequestedOutputTensor(name="lane_reply")
         return triton.ModelInferRequest(

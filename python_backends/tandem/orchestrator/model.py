@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from tandem.deployment import load_deployment
+from tandem.deployment import Tls, load_deployment
 from tandem.drain import DrainMark
 from tandem.errors import TandemError
+from tandem.keys import Keys, load_keys
 from tandem.lanes.bls import BlsTransport
 from tandem.lanes.grpc import GrpcTransport
 from tandem.lanes.replica import Replica
@@ -37,7 +39,7 @@ class OrchestratorModel:
         self._orchestrator = Orchestrator(
             deployment,
             TextCodec(Path(deployment.model.path)),
-            _make_transport,
+            partial(_make_transport, load_keys(), deployment.tls),
             metrics,
             DrainMark(file.parent, "llm"),
             self._tracer,
@@ -76,8 +78,8 @@ class OrchestratorModel:
             self._tracer.stop()
 
 
-def _make_transport(replica: Replica) -> Transport:
+def _make_transport(keys: Keys, tls: Tls | None, replica: Replica) -> Transport:
     """BLS to a model of this Triton, gRPC to one of another."""
     if replica.address is None:
-        return BlsTransport(replica.worker.name, pb_utils)
-    return GrpcTransport(replica.worker.name, replica.address, replica.name)
+        return BlsTransport(replica.worker.name, pb_utils, keys)
+    return GrpcTransport(replica.worker.name, replica.address, replica.name, keys, tls)

@@ -15,7 +15,7 @@ from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.pace import Pace
 from tandem.engines.torch.scheduler import Scheduler
 from tandem.errors import TandemError
-from tandem.kv.handle import KEY_BYTES
+from tandem.keys import KEY_BYTES, Keys
 from tandem.kv.leases import LeaseTable
 from tandem.kv.prefix_cache import PrefixCache
 from tandem.kv.pull import PullResult
@@ -131,7 +131,7 @@ def make_worker(
         plan.profile.timing,
         Scheduler(pool, plan.max_batch_size, plan.max_batch_tokens, Pace(plan.max_inter_token_s)),
         leases,
-        HandOver(info, leases, stand_in, Leader(RankGroup.current()), bytes(KEY_BYTES)),
+        HandOver(info, leases, stand_in, Leader(RankGroup.current()), Keys([bytes(KEY_BYTES)])),
         stand_in,
         faults=plan.faults,
         coarse=coarse,

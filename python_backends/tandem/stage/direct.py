@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from typing import TypedDict
 
 import numpy as np
@@ -88,6 +89,13 @@ def read_work(
     if handle is None:
         return ask, Generate(**common)
     return ask, Decode(**common, handle=handle)
+
+
+def take_access(parameters: str) -> tuple[str, str]:
+    """The request parameter ``access``, empty where it is not given, and the others (as JSON)."""
+    given = json.loads(parameters) if parameters else {}
+    access = given.pop("access", "")
+    return str(access), json.dumps(given)
 
 
 def _read_handle(tensors: Tensors) -> bytes | None:

@@ -12,10 +12,12 @@ from tandem.api.cancel_watch import CancelWatch
 from tandem.api.tensors import Tensors, bytes_tensor, take_bytes
 from tandem.deployment import load_deployment
 from tandem.errors import TandemError
+from tandem.keys import has_access, load_keys
+from tandem.lanes.seal import open_sealed
 from tandem.logs import start_logging
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
 from tandem.metrics_bridge import MetricsBridge
-from tandem.stage.direct import DirectAnswer, read_work
+from tandem.stage.direct import DirectAnswer, read_work, take_access
 from tandem.stage.metrics import StageMetrics
 from tandem.stage.record import WorkRecords
 from tandem.stage.stage import Stage
@@ -40,6 +42,7 @@ class StageModel:
         worker = deployment.find_worker(model_parameter(args, "worker"))
         start_logging(deployment.logging, worker=worker.name)
         metrics = StageMetrics(worker.stage, worker.name)
+        self._keys, self._is_private = load_keys(), deployment.server.private_stages
         self._limits = deployment.limits
         self._eos_ids = TextCodec(Path(deployment.model.path)).eos_token_ids
         self._decoder: msgspec.msgpack.Decoder[LaneRequest] = decoder(LaneRequest)
@@ -84,7 +87,7 @@ class StageModel:
             responder.send({"lane_reply": bytes_tensor(encode(message))}, final=True)
 
         try:
-            message = self._decoder.decode(lane_request)
+            message = self._decoder.decode(open_sealed(lane_request, self._stage.worker.name, self._keys))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TandemError(
                 "invalid_request", f"lane_request: {error}; expected a tandem.messages.LaneRequest"
@@ -96,6 +99,12 @@ class StageModel:
         if info is None:
             raise TandemError("worker_lost", f"the engine of worker {self._stage.worker.name} is starting; try again")
         name, parameters = read_name_and_parameters(request)
+        access, parameters = take_access(parameters)
+        if self._is_private and not has_access(access, self._keys):
+            raise TandemError(
+                "forbidden",
+                f"access: worker {self._stage.worker.name} is private; send the request to the gateway (model llm)",
+            )
         ask, work = read_work(name, tensors, parameters, info, self._limits, self._eos_ids)
         answer = DirectAnswer(
             responder, stream=ask.stream, prompt_tokens=len(work.token_ids), output_tokens=len(work.output_ids)

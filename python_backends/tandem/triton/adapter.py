@@ -15,6 +15,7 @@ from tandem.errors import ErrorCode, TandemError
 _TRITON_CODES: dict[ErrorCode, str] = {
     "invalid_request": "INVALID_ARG",
     "prompt_too_long": "INVALID_ARG",
+    "forbidden": "INVALID_ARG",
     "cancelled": "CANCELLED",
     "not_found": "NOT_FOUND",
     "overloaded": "UNAVAILABLE",

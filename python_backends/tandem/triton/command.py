@@ -11,6 +11,7 @@ from tandem.triton.processes import shared_memory_prefix
 from tandem.triton.run_directory import RunDirectory
 from tandem.triton.runtime import TritonRuntime
 
+LOOPBACK = "127.0.0.1"
 _MIB = 1 << 20
 _SHM_BYTES = 16 * _MIB
 """Shared memory of one model instance at start, and the step by which it grows (Triton's own default is 1 MiB)."""
@@ -33,9 +34,17 @@ _HEADERS = "(?i)traceparent"
 """Of gRPC: they become parameters of a request. Triton 2.51 does the same over HTTP, but not on ``/generate``."""
 
 
-def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirectory, ports: Ports) -> list[str]:
+MANAGEMENT_HEADER = "tandem-management"
+_MANAGEMENT = "model-repository,shared-memory,trace,logging"
+"""Triton's interfaces for who runs it; whoever calls them has to know ``tandem.keys.management_word``."""
+
+
+def server_command(
+    runtime: TritonRuntime, deployment: Deployment, run: RunDirectory, ports: Ports, management_word: str
+) -> list[str]:
     """The whole command."""
     host = deployment.server.host
+    restricted = f"{_MANAGEMENT}:{MANAGEMENT_HEADER}={management_word}"
     python = {
         "shm-default-byte-size": _SHM_BYTES,
         "shm-growth-byte-size": _SHM_BYTES,
@@ -47,9 +56,12 @@ def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirec
         str(runtime.binary),
         f"--model-repository={run.models}",
         f"--backend-directory={runtime.backends}",
-        f"--http-address={host}",
+        f"--http-address={http_host(deployment)}",
         f"--grpc-address={host}",
-        f"--metrics-address={host}",
+        f"--metrics-address={LOOPBACK if deployment.tls else host}",  # where there is TLS, a door stands before it
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
+        *_tls_options(deployment),
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
@@ -62,6 +74,18 @@ def server_command(runtime: TritonRuntime, deployment: Deployment, run: RunDirec
     if runtime.caches is not None:
         command.append(f"--cache-directory={runtime.caches}")
     return command
+
+
+def http_host(deployment: Deployment) -> str:
+    """Where Triton's HTTP API listens. It knows no TLS, so it is not for others where they need certificates."""
+    return LOOPBACK if deployment.hides_workers else deployment.server.host
+
+
+def _tls_options(deployment: Deployment) -> list[str]:
+    if (tls := deployment.tls) is None or not deployment.hides_workers:
+        return []
+    files = {"server-cert": tls.certificate, "server-key": tls.key, "root-cert": tls.ca}
+    return ["--grpc-use-ssl-mutual=true", *(f"--grpc-{name}={path}" for name, path in files.items())]
 
 
 def check_shared_memory(models: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from tandem.errors import TandemError
@@ -17,6 +18,23 @@ def home_dir() -> Path:
     """Where runtime, models and run directories are kept: ``TANDEM_HOME``, or ``.tandem`` in the checkout."""
     given = os.environ.get("TANDEM_HOME")
     return Path(given).expanduser().resolve() if given else project_root() / ".tandem"
+
+
+def own_key_file(*, make: bool = False) -> Path:
+    """The handle key of deployments that are one server; ``make``: there is one afterwards. Raises OSError."""
+    file = home_dir() / "handle_key"
+    if make and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f"handle_key-{os.getpid()}-{secrets.token_hex(4)}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex(32) + "\n")
+        try:
+            os.link(draft, file)  # who comes second takes the first one's
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return file
 
 
 def templates_dir() -> Path:

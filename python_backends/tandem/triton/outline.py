@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.client import outline_command
+from tandem.keys import KEY_VARIABLE
 from tandem.parallel import llmapi
 from tandem.parallel.group_call import GroupCall, plan_group
 from tandem.parallel.launch import Launcher
@@ -28,7 +29,7 @@ IMAGE_ROOT = Path("/opt/tandem")
 IMAGE_PYTHON = Path("/usr/bin/python3")
 IMAGE_TRITON = Path("/opt/tritonserver")
 ENDPOINT = "ipc:///tmp/tandem-XXXXXXXX/engine"
-SECRETS = {"TANDEM_HANDLE_KEY": "(secret)", DEPLOYMENT: "(the deployment)"}
+SECRETS = {KEY_VARIABLE: "(secret)", DEPLOYMENT: "(the deployment)"}
 """What does not belong on a screen, and what would fill it."""
 _INDENT = "    "
 
@@ -86,7 +87,8 @@ def outline(deployment: Deployment, machine: Machine) -> str:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         models = lay_out(deployment, templates_dir(), place / "models", run.deployment_file)
-        base = server_environment(machine.runtime, RunDirectory(place, "RUN_ID"), machine.environment, machine.python)
+        inherited = {KEY_VARIABLE: "", **machine.environment}
+        base = server_environment(machine.runtime, RunDirectory(place, "RUN_ID"), inherited, machine.python)
         environment = {name: value.replace(directory, str(run.path)) for name, value in base.items()}
     lines = [f"{deployment.name}, served from {machine.title}: nothing has been started.", ""]
     lines += _server(deployment, machine, run, models, environment)
@@ -102,7 +104,7 @@ def _server(
     ports = Ports(server.http_port, server.grpc_port, server.metrics_port)
     yield f"Triton, with the models {', '.join(models)} in {run.models}"
     yield from _indent(_format_environment(environment, machine.environment))
-    yield from _indent(format_command(server_command(machine.runtime, deployment, run, ports)))
+    yield from _indent(format_command(server_command(machine.runtime, deployment, run, ports, "(secret)")))
 
 
 def _worker(

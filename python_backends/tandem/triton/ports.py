@@ -31,7 +31,7 @@ def choose_ports(server: Server) -> Ports:
     chosen: dict[str, int] = {}
     for name, port in (("http", server.http_port), ("grpc", server.grpc_port), ("metrics", server.metrics_port)):
         if port == 0:
-            chosen[name] = _free_port(server.host, taken=set(chosen.values()))
+            chosen[name] = free_port(server.host, frozenset(chosen.values()))
             continue
         if port in chosen.values():
             raise TandemError(
@@ -47,7 +47,12 @@ def choose_ports(server: Server) -> Ports:
     return Ports(**chosen)
 
 
-def _free_port(host: str, taken: set[int]) -> int:
+def free_port(host: str, taken: frozenset[int] = frozenset()) -> int:
+    """One that nobody listens on.
+
+    Raises:
+        TandemError: ``environment``: there is none.
+    """
     for port in random.sample(_FREE_RANGE, k=200):
         if port not in taken and _why_taken(host, port) is None:
             return port

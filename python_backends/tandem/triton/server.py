@@ -11,6 +11,7 @@ import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -18,11 +19,13 @@ from typing import TypeVar
 from tandem.deployment import Deployment, to_json
 from tandem.drain import drain
 from tandem.errors import TandemError
-from tandem.kv.handle import handle_key
-from tandem.triton.command import check_shared_memory, server_command
-from tandem.triton.home import home_dir, templates_dir
+from tandem.keys import FILE_VARIABLE, KEY_VARIABLE, load_keys, management_word
+from tandem.tls import server_context
+from tandem.triton.command import LOOPBACK, check_shared_memory, http_host, server_command
+from tandem.triton.home import home_dir, own_key_file, templates_dir
 from tandem.triton.layout import lay_out
-from tandem.triton.ports import Ports, choose_ports
+from tandem.triton.metrics_door import MetricsDoor
+from tandem.triton.ports import Ports, choose_ports, free_port
 from tandem.triton.processes import RUN_VARIABLE, end_run
 from tandem.triton.run_directory import RunDirectory
 from tandem.triton.runtime import TritonRuntime, find_runtime
@@ -67,6 +70,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._ports: Ports | None = None
+        self._door: MetricsDoor | None = None
 
     # ------------------------------------------------------------ life
 
@@ -87,8 +91,10 @@ class TritonServer:
                 (one of several servers, and no handle key), ``engine_failed`` (a model does not load; the text quotes
                 the log) or ``deadline_exceeded``. Nothing is left running.
         """
-        if self.deployment.is_spread and self.deployment.workers_here:
-            handle_key()  # workers of other servers must have the same: none can be made up here
+        if self.deployment.is_spread:
+            load_keys()  # other servers must have the same: none can be made up here
+        if self.deployment.tls is not None:
+            server_context(self.deployment.tls)
         runtime = find_runtime()
         templates = self._templates or templates_dir()
         self._ports = choose_ports(self.deployment.server)
@@ -97,7 +103,7 @@ class TritonServer:
             self._run.deployment_file.write_bytes(to_json(self.deployment))
             models = lay_out(self.deployment, templates, self._run.models, self._run.deployment_file)
             check_shared_memory(len(models))
-            self._spawn(runtime)
+            self._spawn(runtime, self._open_door())
             self._await_ready(ServerLog(self.log_file), models)
             if self.deployment.has_gateway:
                 _wake_orchestrator(self.http_url)
@@ -122,6 +128,9 @@ class TritonServer:
             if child is not None:
                 _reap(child)
         self._process = self._guard = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
 
     # ------------------------------------------------------------ where it is
 
@@ -133,17 +142,18 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """Base of Triton's HTTP API, e.g. ``http://127.0.0.1:8000``."""
-        return f"http://{self._client_host}:{self.ports.http}"
+        return f"http://{_client_host(http_host(self.deployment))}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
         """Address for ``tritonclient.grpc``, e.g. ``127.0.0.1:8001``."""
-        return f"{self._client_host}:{self.ports.grpc}"
+        return f"{_client_host(self.deployment.server.host)}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
         """Triton's Prometheus metrics."""
-        return f"http://{self._client_host}:{self.ports.metrics}/metrics"
+        scheme = "https" if self.deployment.tls else "http"
+        return f"{scheme}://{_client_host(self.deployment.server.host)}:{self.ports.metrics}/metrics"
 
     @property
     def run_directory(self) -> Path:
@@ -160,19 +170,19 @@ class TritonServer:
         """Process id of the server."""
         return self._started(self._process).pid
 
-    @property
-    def _client_host(self) -> str:
-        """Where a client on this machine reaches the server."""
-        host = self.deployment.server.host
-        if host in ("0.0.0.0", "::", ""):
-            return "127.0.0.1"
-        return f"[{host}]" if ":" in host else host
-
     # ------------------------------------------------------------ start, step by step
 
-    def _spawn(self, runtime: TritonRuntime) -> None:
+    def _open_door(self) -> Ports:
+        """The ports that Triton itself is to listen on: where there is TLS, its metrics lie behind a door."""
+        if (tls := self.deployment.tls) is None:
+            return self.ports
+        hidden = free_port(LOOPBACK)
+        self._door = MetricsDoor(tls, self.deployment.server.host, self.ports.metrics, hidden)
+        return replace(self.ports, metrics=hidden)
+
+    def _spawn(self, runtime: TritonRuntime, ports: Ports) -> None:
         """Start the guard, then the server in a session of its own, so that Ctrl-C reaches only this process."""
-        run, ports = self._started(self._run), self.ports
+        run = self._started(self._run)
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "tandem.triton.guard", run.run_id],
             stdin=subprocess.PIPE,
@@ -180,14 +190,16 @@ class TritonServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        command = server_command(runtime, self.deployment, run, ports)
+        environment = server_environment(runtime, run, {**os.environ, **_handle_key()})
+        word = management_word(load_keys(environment).signing)
+        command = server_command(runtime, self.deployment, run, ports, word)
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=server_environment(runtime, run, os.environ),
+                env=environment,
                 start_new_session=True,
             )
 
@@ -237,8 +249,24 @@ def server_environment(
         "PYTHONPATH": ":".join(packages),
         "PYTHONUNBUFFERED": "1",
         "TANDEM_PYTHON": base.get("TANDEM_PYTHON") or str(python),
-        "TANDEM_HANDLE_KEY": base.get("TANDEM_HANDLE_KEY") or secrets.token_hex(32),
     }
+
+
+def _handle_key() -> dict[str, str]:
+    """Where the handle key is: as the environment says, else in this checkout's own file, which commands read too."""
+    if os.environ.get(FILE_VARIABLE) or os.environ.get(KEY_VARIABLE):
+        return {}
+    try:
+        return {FILE_VARIABLE: str(own_key_file(make=True))}
+    except OSError:  # nobody may write there
+        return {KEY_VARIABLE: secrets.token_hex(32)}
+
+
+def _client_host(host: str) -> str:
+    """Where a client on this machine reaches a server that listens on ``host``."""
+    if host in ("0.0.0.0", "::", ""):
+        return LOOPBACK
+    return f"[{host}]" if ":" in host else host
 
 
 def _wake_orchestrator(http_url: str) -> None:

@@ -1,6 +1,7 @@
 """docker-compose.yml and the image's Dockerfile agree with the code and with each other. Neither needs Docker here."""
 
 import fnmatch
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tandem.deployment import Server, load_deployment
+from tandem.deployment import Server, load_deployment, override
+from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.stage.metrics import StageMetrics
 from tandem.triton import command, processes, server
 from tandem.triton.layout import lay_out
 
@@ -24,10 +27,16 @@ def interpolate(text: str) -> str:
 
 
 @pytest.fixture
-def service() -> dict[str, Any]:
+def services() -> dict[str, Any]:
     compose = yaml.safe_load(interpolate((ROOT / "docker-compose.yml").read_text()))
-    tandem: dict[str, Any] = compose["services"]["tandem"]
-    return tandem
+    found: dict[str, Any] = compose["services"]
+    return found
+
+
+@pytest.fixture
+def servers(services: dict[str, Any]) -> dict[str, Any]:
+    """The services that call ``tandem serve``."""
+    return {name: service for name, service in services.items() if "serve" in service.get("command", [])}
 
 
 @pytest.fixture
@@ -50,49 +59,100 @@ def mounted(service: dict[str, Any]) -> dict[Path, str]:
     return {Path(target): source for target, source in pairs}
 
 
-def test_only_this_machine_reaches_the_ports_that_the_server_listens_on(service: dict[str, Any]) -> None:
-    told = [int(option(service["command"], f"--{kind}-port")) for kind in ("http", "grpc", "metrics")]
+def test_only_this_machine_reaches_the_gateway_and_nobody_the_workers(services: dict[str, Any]) -> None:
     usual = Server()
-    assert told == [usual.http_port, usual.grpc_port, usual.metrics_port]
-    assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in told]
-    assert option(service["command"], "--host") == "0.0.0.0"
+    expected = [f"127.0.0.1:{port}:{port}" for port in (usual.http_port, usual.grpc_port)]
+    assert services["gateway"]["ports"] == expected
+    assert [name for name, one in services.items() if "ports" in one] == ["gateway", "grafana"]
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert compose["networks"]["default"] == {"internal": True}
 
 
-def test_docker_waits_until_a_server_that_does_not_go_is_killed(service: dict[str, Any]) -> None:
-    drain, stop = server._DRAIN_TIMEOUT_S, server.STOP_GRACE_S
+def test_every_part_of_the_deployment_is_served_by_the_service_of_its_name(servers: dict[str, Any]) -> None:
+    deployment = load_deployment(ROOT / "deployments" / "compose.toml")
+    assert {option(one["command"], "--only") for one in servers.values()} == {
+        "gateway",
+        *(w.name for w in deployment.worker),
+    }
+    assert all(option(one["command"], "--only") == name for name, one in servers.items())
+    assert [worker.addresses for worker in deployment.worker] == [[f"{w.name}:8001"] for w in deployment.worker]
+    assert deployment.find_worker("group").hosts == ["group", "rank"]
+
+
+def test_docker_waits_until_a_server_that_does_not_go_is_killed(servers: dict[str, Any]) -> None:
+    deployment = load_deployment(ROOT / "deployments" / "compose.toml")
+    drain, stop = max(server._DRAIN_TIMEOUT_S, deployment.limits.drain_s + server._REAP_S), server.STOP_GRACE_S
     kill = processes._ORPHAN_WAIT_S + processes._KILL_WAIT_S + 2 * server._REAP_S
-    assert float(service["stop_grace_period"].removesuffix("s")) > drain + stop + kill
+    for service in servers.values():
+        assert float(service["stop_grace_period"].removesuffix("s")) > drain + stop + kill
 
 
 def test_deployment_that_is_served_finds_its_model_in_the_image(
-    service: dict[str, Any], dockerfile: list[list[str]]
+    servers: dict[str, Any], dockerfile: list[list[str]]
 ) -> None:
     """A deployment's paths are relative to itself: mounted elsewhere it would name another model."""
-    served = IMAGE_ROOT / service["command"][2]
-    source = ROOT / mounted(service)[served]
-    model = Path(load_deployment(source).model.path).relative_to(source.resolve().parent.parent)
-    assert served.parent.parent == IMAGE_ROOT
-    copied = [words[-1].rstrip("/") for words in dockerfile if words[0] == "COPY" and "--from=build" in words]
-    assert any(model.is_relative_to(place) for place in copied)
+    for service in servers.values():
+        served = IMAGE_ROOT / service["command"][2]
+        source = ROOT / mounted(service)[served]
+        model = Path(load_deployment(source).model.path).relative_to(source.resolve().parent.parent)
+        assert served.parent.parent == IMAGE_ROOT
+        copied = [words[-1].rstrip("/") for words in dockerfile if words[0] == "COPY" and "--from=build" in words]
+        assert any(model.is_relative_to(place) for place in copied)
 
 
-def test_read_only_server_may_write_where_it_has_to(service: dict[str, Any], dockerfile: list[list[str]]) -> None:
-    assert service["read_only"] is True
-    assert IMAGE_ROOT / ".tandem/run" in mounted(service)
-    place, _, options = service["tmpfs"][0].partition(":")
+def test_secrets_are_made_where_each_role_finds_its_own(services: dict[str, Any], servers: dict[str, Any]) -> None:
+    tls = load_deployment(ROOT / "deployments" / "compose.toml").tls
+    assert tls is not None
+    for name in (*servers, "rank", "prometheus"):
+        role = {"gateway": "gateway", "prometheus": "watch"}.get(name, "worker")
+        assert mounted(services[name])[Path("/run/tandem")] == f"./.tandem/secrets/{role}"
+        assert (
+            name == "prometheus" or services[name]["environment"]["TANDEM_HANDLE_KEY_FILE"] == "/run/tandem/handle_key"
+        )
+    assert {Path(path).parent for path in (tls.ca, tls.certificate, tls.key)} == {Path("/run/tandem")}
+
+
+def test_read_only_server_may_write_where_it_has_to(servers: dict[str, Any], dockerfile: list[list[str]]) -> None:
     useradd = next(words for words in dockerfile if words[:2] == ["RUN", "useradd"])
-    assert ["USER", useradd[useradd.index("&&") - 1]] in dockerfile
-    assert f"uid={option(useradd, '--uid')}" in options.split(",")
     environment = dict(word.split("=", 1) for words in dockerfile if words[0] == "ENV" for word in words[1:])
-    for variable in ("HOME", "NUMBA_CACHE_DIR"):
-        assert Path(environment[variable]).is_relative_to(place)
+    for service in servers.values():
+        assert service["read_only"] is True
+        assert IMAGE_ROOT / ".tandem/run" in mounted(service)
+        place, _, options = service["tmpfs"][0].partition(":")
+        assert ["USER", useradd[useradd.index("&&") - 1]] in dockerfile
+        assert f"uid={option(useradd, '--uid')}" in options.split(",")
+        for variable in ("HOME", "NUMBA_CACHE_DIR"):
+            assert Path(environment[variable]).is_relative_to(place)
 
 
-def test_shared_memory_suffices(service: dict[str, Any], tmp_path: Path) -> None:
-    deployment = load_deployment(ROOT / "deployments" / "local.toml")
-    models = lay_out(deployment, ROOT / "model_repository", tmp_path / "models", tmp_path / "deployment.json")
-    gibibytes = int(service["shm_size"].removesuffix("g"))
-    assert gibibytes * 2**30 >= 2 * len(models) * command._SHM_BYTES  # they grow by as much again
+def test_shared_memory_suffices(servers: dict[str, Any], tmp_path: Path) -> None:
+    for name, service in servers.items():
+        deployment = override(load_deployment(ROOT / "deployments" / "compose.toml"), only=[name])
+        models = lay_out(deployment, ROOT / "model_repository", tmp_path / name, tmp_path / "deployment.json")
+        gibibytes = int(service["shm_size"].removesuffix("g"))
+        assert gibibytes * 2**30 >= 2 * len(models) * command._SHM_BYTES  # they grow by as much again
+
+
+@pytest.mark.parametrize("name", ["gpu", "hosts"])
+def test_overrides_are_for_services_that_are_there(services: dict[str, Any], name: str) -> None:
+    extra = yaml.safe_load(interpolate((ROOT / f"docker-compose.{name}.yml").read_text()))["services"]
+    assert set(extra) == {"prefill", "decode", "group", "rank"} <= set(services)
+
+
+def test_dashboard_asks_for_metrics_that_there_are() -> None:
+    dashboard = json.loads((ROOT / "build/docker/watch/dashboards/tandem.json").read_text())
+    asked = {
+        re.sub("_(bucket|total)$", "", name)
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"tandem_\w+", target["expr"])
+    }
+    registries = (
+        OrchestratorMetrics().registry,
+        StageMetrics("prefill", "p").registry,
+        StageMetrics("decode", "d").registry,
+    )
+    assert asked <= {family.name for registry in registries for family in registry.collect()}
 
 
 def test_whatever_the_image_is_made_of_exists_and_reaches_the_builder(dockerfile: list[list[str]]) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.errors import TandemError
+from tandem.keys import Keys, mac
 from tandem.kv import handle as kv_handle
-from tandem.kv.handle import check, digest_tokens, handle_key, require_compatible, sign, verify
+from tandem.kv.handle import check, digest_tokens, require_compatible, sign, verify
 from tandem.messages import (
     HeldBlocks,
     HeldByLibrary,
@@ -25,6 +26,7 @@ from tandem.messages import (
 )
 
 KEY = bytes(range(32))
+KEYS = Keys([KEY])
 TOKENS = [5, 6, 7, 49151, 0]
 KV = KvFormat(
     fingerprint="f" * 32,
@@ -86,7 +88,7 @@ def make(**changes: Any) -> KvHandle:
 
 def code_of(data: bytes, key: bytes = KEY) -> str:
     with pytest.raises(TandemError) as error:
-        verify(data, key)
+        verify(data, Keys([key]))
     return error.value.code
 
 
@@ -121,23 +123,23 @@ handles = st.builds(
 
 @given(handle=handles, key=st.binary(min_size=32, max_size=32))
 def test_what_was_signed_comes_back(handle: KvHandle, key: bytes) -> None:
-    assert verify(sign(handle, key), key) == handle
+    assert verify(sign(handle, Keys([key])), Keys([key])) == handle
 
 
 @given(handle=handles, other=st.binary(min_size=32, max_size=32).filter(lambda k: k != KEY))
 def test_foreign_key_is_forged(handle: KvHandle, other: bytes) -> None:
-    assert code_of(sign(handle, other)) == "handle_forged"
+    assert code_of(sign(handle, Keys([other]))) == "handle_forged"
 
 
 def test_every_truncation_is_malformed() -> None:
-    data = sign(make(), KEY)
+    data = sign(make(), KEYS)
     assert {code_of(data[:n]) for n in range(len(data))} == {"handle_malformed"}
     assert {code_of(data[n:]) for n in range(1, len(data) + 1)} == {"handle_malformed"}
     assert code_of(data + b"\0") == "handle_malformed"
 
 
 def test_every_flipped_bit_is_refused_with_the_code_of_its_place() -> None:
-    data = sign(make(), KEY)
+    data = sign(make(), KEYS)
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -163,20 +165,20 @@ def test_garbage_is_malformed(data: bytes) -> None:
 @settings(max_examples=50)
 def test_signed_garbage_is_malformed(payload: bytes) -> None:
     signed = struct.pack(">4sHI", b"TKVH", kv_handle.HANDLE_VERSION, len(payload)) + payload
-    assert code_of(signed + kv_handle._mac(signed, KEY)) == "handle_malformed"
+    assert code_of(signed + mac(signed, KEY)) == "handle_malformed"
 
 
 def test_other_version_is_named_even_with_a_good_signature() -> None:
-    data = sign(make(version=kv_handle.HANDLE_VERSION + 1), KEY)
+    data = sign(make(version=kv_handle.HANDLE_VERSION + 1), KEYS)
     with pytest.raises(TandemError, match=r"version 4; this worker reads version 3") as error:
-        verify(data, KEY)
+        verify(data, KEYS)
     assert error.value.code == "handle_version"
 
 
 def test_inner_version_must_be_the_outer_one() -> None:
     payload = msgspec.msgpack.encode(make(version=9))
     signed = struct.pack(">4sHI", b"TKVH", kv_handle.HANDLE_VERSION, len(payload)) + payload
-    assert code_of(signed + kv_handle._mac(signed, KEY)) == "handle_malformed"
+    assert code_of(signed + mac(signed, KEY)) == "handle_malformed"
 
 
 def test_fitting_handle_passes() -> None:
@@ -315,19 +317,3 @@ def test_all_differences_are_named() -> None:
 def test_impossible_pairs(peer: WorkerInfo, text: str) -> None:
     with pytest.raises(TandemError, match=text):
         require_compatible(DECODE, peer)
-
-
-def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TANDEM_HANDLE_KEY", KEY.hex())
-    assert handle_key() == KEY
-
-
-@pytest.mark.parametrize("value", [None, "", "zz" * 32, "00" * 31, "00" * 33])
-def test_bad_key_says_how_to_make_one_and_keeps_the_secret(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
-    if value is None:
-        monkeypatch.delenv("TANDEM_HANDLE_KEY", raising=False)
-    else:
-        monkeypatch.setenv("TANDEM_HANDLE_KEY", value)
-    with pytest.raises(TandemError, match="openssl rand -hex 32") as error:
-        handle_key()
-    assert not value or value not in str(error.value)

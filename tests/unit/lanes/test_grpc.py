@@ -13,11 +13,14 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tandem.errors import TandemError
+from tandem.keys import Keys
 from tandem.lanes import grpc as module
 from tandem.lanes.grpc import GrpcTransport
+from tandem.lanes.seal import open_sealed
 from tandem.messages import Done, Hello, LaneReply, LaneRequest, Leave, Load, Poll, PollReply, decoder, encode
 
 DEADLINE_S = 20.0
+KEYS = Keys([bytes(32)])
 POLL = Poll(lane="l", wait_s=DEADLINE_S)
 
 
@@ -42,7 +45,9 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
                 continue
             assert [output.name for output in request.outputs] == ["lane_reply"]
             assert list(request.inputs[0].shape) == [1, len(request.raw_input_contents[0])]
-            reply = self._reply(self._decoder.decode(request.raw_input_contents[0]), context)
+            reply = self._reply(
+                self._decoder.decode(open_sealed(request.raw_input_contents[0], "decode_0", KEYS)), context
+            )
             answer = service_pb2.ModelInferResponse(raw_output_contents=[encode(reply)])
             answer.outputs.add(name="lane_reply", datatype="UINT8")
             yield service_pb2.ModelStreamInferResponse(infer_response=answer)
@@ -71,7 +76,7 @@ def triton() -> Iterator[Triton]:
 
 @pytest.fixture
 def transport(triton: Triton) -> Iterator[GrpcTransport]:
-    transport = GrpcTransport("decode_0", f"127.0.0.1:{triton.port}", "decode_0@there")
+    transport = GrpcTransport("decode_0", f"127.0.0.1:{triton.port}", "decode_0@there", KEYS)
     yield transport
     transport.close()
 
@@ -108,7 +113,7 @@ def test_messages_of_many_megabytes_pass(triton: Triton, transport: GrpcTranspor
 
 
 def test_what_triton_says_is_passed_on(triton: Triton) -> None:
-    transport = GrpcTransport("decode_9", f"127.0.0.1:{triton.port}", "decode_9@there")
+    transport = GrpcTransport("decode_9", f"127.0.0.1:{triton.port}", "decode_9@there", KEYS)
     with pytest.raises(TandemError, match="decode_9@there: unknown model: decode_9") as caught:
         transport.call(Hello())
     assert caught.value.code == "worker_lost"
@@ -138,7 +143,7 @@ def test_a_server_that_stops_is_noticed_by_the_poll_under_way(triton: Triton, tr
 def test_a_port_on_which_nobody_listens_is_noticed_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    transport = GrpcTransport("decode_0", f"127.0.0.1:{port}", "decode_0")
+    transport = GrpcTransport("decode_0", f"127.0.0.1:{port}", "decode_0", KEYS)
     with pytest.raises(TandemError, match="UNAVAILABLE"):
         transport.call(Hello())
     transport.close()
@@ -148,7 +153,7 @@ def test_a_host_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     """As behind a cable that was pulled: connections are taken by the kernel, and that is all."""
     monkeypatch.setattr(module, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        transport = GrpcTransport("decode_0", f"127.0.0.1:{silent.getsockname()[1]}", "decode_0")
+        transport = GrpcTransport("decode_0", f"127.0.0.1:{silent.getsockname()[1]}", "decode_0", KEYS)
         with pytest.raises(TandemError, match="does not answer"):
             transport.call(Hello())
         transport.close()

@@ -57,7 +57,7 @@ def test_the_servers_command_is_the_one_that_is_printed(engine: str, tmp_path: P
     run = RunDirectory(tmp_path / "run" / "d-PID", "RUN_ID")
     ports = outline.Ports(8000, 8001, 8002)
     text = outline.outline(found, machine)
-    assert printed(outline.server_command(machine.runtime, found, run, ports)) in text
+    assert printed(outline.server_command(machine.runtime, found, run, ports, "(secret)")) in text
     assert "a-secret" not in text
     assert started == []
 

@@ -29,7 +29,8 @@ from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.pace import Pace
 from tandem.engines.torch.scheduler import Scheduler
 from tandem.errors import TandemError
-from tandem.kv.handle import handle_key, require_compatible
+from tandem.keys import load_keys
+from tandem.kv.handle import require_compatible
 from tandem.kv.leases import LeaseTable
 from tandem.kv.prefix_cache import PrefixCache
 from tandem.kv.transfer import KvTransfer
@@ -50,7 +51,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     Raises:
         TandemError: what in deployment, environment or model directory is wrong.
     """
-    key = handle_key()
+    keys = load_keys()
     profile = find_profile(worker.profile or "")
     timing = msgspec.structs.replace(profile.timing, **worker.timing)
     vocab_size = read_vocab_size(Path(deployment.model.path))
@@ -87,7 +88,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     )
     pace = Pace(1e-3 * deployment.limits.max_inter_token_ms)
     scheduler = Scheduler(pool, worker.max_batch_size, worker.max_batch_tokens, pace)
-    handover = HandOver(info, leases, transfer, Leader(RankGroup.current()), key)
+    handover = HandOver(info, leases, transfer, Leader(RankGroup.current()), keys)
     inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     simulated = SimulatedWorker(
         info,

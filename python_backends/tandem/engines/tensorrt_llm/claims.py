@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import itertools
 import logging
 import threading
@@ -21,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from tandem.errors import TandemError
+from tandem.keys import Keys
 from tandem.kv.confirmations import Confirmations
 from tandem.kv.leases import LeaseTable
 from tandem.messages import Confirm, Confirmed, NotConfirmed, TransferNote, decoder, encode
@@ -37,10 +37,10 @@ _correlations = itertools.count(1)
 class ClaimServer:
     """A prefill worker's end: one thread that answers."""
 
-    def __init__(self, holder: str, leases: LeaseTable, key: bytes, host: str) -> None:
+    def __init__(self, holder: str, leases: LeaseTable, keys: Keys, host: str) -> None:
         """``holder`` names this worker in this epoch. Listens on a free port of ``host`` from now on."""
         self._confirmations = Confirmations(holder, leases)
-        self._key = key
+        self._keys = keys
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
         port = self._socket.bind_to_random_port(f"tcp://{host}")
@@ -65,21 +65,21 @@ class ClaimServer:
         """Nothing to what was not made with the deployment's key."""
         try:
             redeemer, sealed = parts
-            question = open_note(sealed, self._key)
+            question = open_note(sealed, self._keys)
         except ValueError as error:
             log.warning("dropped a claim: %s", error)
             return b""
         if not isinstance(question, Confirm):
             return b""
-        return seal_note(self._confirmations.answer(redeemer.decode(errors="replace"), question), self._key)
+        return seal_note(self._confirmations.answer(redeemer.decode(errors="replace"), question), self._keys)
 
 
 class ClaimClient:
     """A decode worker's end. Used in one event loop."""
 
-    def __init__(self, redeemer: str, key: bytes, timeout_s: float) -> None:
+    def __init__(self, redeemer: str, keys: Keys, timeout_s: float) -> None:
         """``redeemer`` names this worker in this epoch."""
-        self._redeemer, self._key, self._timeout_s = redeemer.encode(), key, timeout_s
+        self._redeemer, self._keys, self._timeout_s = redeemer.encode(), keys, timeout_s
         self._context = zmq.asyncio.Context()
 
     async def claim(self, address: str, holder: str, lease_id: int) -> None:
@@ -111,28 +111,28 @@ class ClaimClient:
             with self._context.socket(zmq.REQ) as socket:
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.connect(address)
-                await socket.send_multipart([self._redeemer, seal_note(question, self._key)])
+                await socket.send_multipart([self._redeemer, seal_note(question, self._keys)])
                 if await socket.poll(int(1000 * REPEAT_S)):
                     with contextlib.suppress(ValueError):
-                        answer = open_note(await socket.recv(), self._key)
+                        answer = open_note(await socket.recv(), self._keys)
                         if not isinstance(answer, Confirm) and answer.correlation == question.correlation:
                             return answer
                     await asyncio.sleep(REPEAT_S)
 
 
-def seal_note(note: TransferNote, key: bytes) -> bytes:
-    """A note that nobody without ``key`` can make."""
+def seal_note(note: TransferNote, keys: Keys) -> bytes:
+    """A note that nobody without one of ``keys`` can make."""
     payload = encode(note)
-    return hmac.digest(key, payload, "sha256") + payload
+    return keys.sign(payload) + payload
 
 
-def open_note(sealed: bytes, key: bytes) -> TransferNote:
+def open_note(sealed: bytes, keys: Keys) -> TransferNote:
     """What ``seal_note`` made with the same key.
 
     Raises:
         ValueError: it was not.
     """
     mac, payload = sealed[:MAC_BYTES], sealed[MAC_BYTES:]
-    if not hmac.compare_digest(mac, hmac.digest(key, payload, "sha256")):
+    if not keys.verify(payload, mac):
         raise ValueError("its signature does not fit")
     return _note_decoder.decode(payload)

@@ -42,8 +42,9 @@ from tandem.engines.tensorrt_llm.requests import Request, make_call, plan_reques
 from tandem.engines.tensorrt_llm.tracks import Track, Tracks, check_room
 from tandem.engines.torch.checks import check_work
 from tandem.errors import ErrorCode, TandemError
+from tandem.keys import Keys, load_keys
 from tandem.kv.blocks import BlockPool
-from tandem.kv.handle import handle_key, require_compatible
+from tandem.kv.handle import require_compatible
 from tandem.kv.leases import LeaseTable
 from tandem.messages import (
     AnyWork,
@@ -76,7 +77,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     Raises:
         TandemError: what in deployment, environment or checkpoint is wrong.
     """
-    key = handle_key()
+    keys = load_keys()
     prepare_environment(worker)
     loading("TensorRT-LLM", 0.0)
     library = load_library(built=section_of(worker).engine_dir is not None)
@@ -91,14 +92,14 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
             "engine_failed",
             f"worker {worker.name!r}: TensorRT-LLM {library.version} cannot be built: {type(error).__name__}: {error}",
         ) from error
-    return TensorRtLlmEngine(info, library, llm, deployment, worker, key)
+    return TensorRtLlmEngine(info, library, llm, deployment, worker, keys)
 
 
 class TensorRtLlmEngine:
     """One ``LLM`` (an ``Engine``). All that is not said to be called from any thread runs in its event loop."""
 
     def __init__(
-        self, info: WorkerInfo, library: Library, llm: Any, deployment: Deployment, worker: Worker, key: bytes
+        self, info: WorkerInfo, library: Library, llm: Any, deployment: Deployment, worker: Worker, keys: Keys
     ) -> None:
         """``llm`` is built, and is ended with the engine."""
         self._library, self._llm = library, llm
@@ -106,14 +107,14 @@ class TensorRtLlmEngine:
         self._longest_wait_s = deployment.kv.lease_s + deployment.kv.transfer_timeout_s
         self._leases = LeaseTable(BlockPool(1), deployment.kv.lease_s)  # the blocks are the library's
         name = agent_name(info.worker_id, info.epoch)
-        self._claims = ClaimServer(name, self._leases, key, own_address(deployment))
+        self._claims = ClaimServer(name, self._leases, keys, own_address(deployment))
         assert info.library is not None
         self._info = msgspec.structs.replace(
             info, library=msgspec.structs.replace(info.library, claims=self._claims.address)
         )
-        self._client = ClaimClient(name, key, deployment.kv.transfer_timeout_s)
+        self._client = ClaimClient(name, keys, deployment.kv.transfer_timeout_s)
         pinned_s = transfer_deadline_s(deployment, worker)
-        self._handover = HandOver(self._info, library, self._leases, self._client, key, pinned_s)
+        self._handover = HandOver(self._info, library, self._leases, self._client, keys, pinned_s)
         self._tracks = Tracks(deployment.kv.transfer_timeout_s)
         self._names = BlockNames(info.kv.block_size)
         self._counters = Counters()

@@ -12,6 +12,7 @@ from tandem.engines.tensorrt_llm.claims import ClaimClient
 from tandem.engines.tensorrt_llm.library import Library
 from tandem.engines.tensorrt_llm.logprobs import pack_logprobs
 from tandem.errors import TandemError
+from tandem.keys import Keys
 from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
 from tandem.kv.leases import LeaseTable
 from tandem.messages import Decode, HeldByLibrary, KvHandle, WorkerInfo
@@ -33,10 +34,10 @@ class HandOver:
     """Of one worker. Used in the event loop alone, but for ``peers``."""
 
     def __init__(
-        self, info: WorkerInfo, library: Library, leases: LeaseTable, claims: ClaimClient, key: bytes, pinned_s: float
+        self, info: WorkerInfo, library: Library, leases: LeaseTable, claims: ClaimClient, keys: Keys, pinned_s: float
     ) -> None:
         """``pinned_s``: after how long the library frees KV that nobody has fetched."""
-        self._info, self._library, self._leases, self._claims, self._key = info, library, leases, claims, key
+        self._info, self._library, self._leases, self._claims, self._keys = info, library, leases, claims, keys
         self._pinned_s = pinned_s
         self.peers: dict[str, WorkerInfo] = {}
         """Paired workers by id."""
@@ -91,7 +92,7 @@ class HandOver:
             tokens_digest=digest_tokens(prompt),
             held=held,
         )
-        return sign(handle, self._key)
+        return sign(handle, self._keys)
 
     def accept(self, work: Decode) -> KvHandle:
         """Check the handle of ``work``, as far as this worker can by itself.
@@ -99,7 +100,7 @@ class HandOver:
         Raises:
             TandemError: why it cannot be redeemed.
         """
-        handle = verify(work.handle, self._key)
+        handle = verify(work.handle, self._keys)
         known = [*work.token_ids, *work.output_ids]
         check(handle, self._info, self.peers.get(handle.worker_id), known[:-1][: handle.num_tokens])
         if isinstance(handle.held, HeldByLibrary) and handle.held.opaque_state:

@@ -29,7 +29,8 @@ from tandem.engines.torch.scheduler import Scheduler, Step
 from tandem.engines.torch.second_tier import make_tier
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import ErrorCode, TandemError
-from tandem.kv.handle import handle_key, require_compatible
+from tandem.keys import Keys, load_keys
+from tandem.kv.handle import require_compatible
 from tandem.kv.leases import LeaseTable
 from tandem.kv.pull import PullResult
 from tandem.kv.tiers.tier import SecondTier
@@ -66,13 +67,13 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     Raises:
         TandemError: what in deployment, environment or checkpoint is wrong.
     """
-    key = handle_key()
+    keys = load_keys()
     group = RankGroup.current()
     info, runner, pool, leases, transfer = load_leader(deployment, worker, epoch, group, loading)
     pace = Pace(1e-3 * deployment.limits.max_inter_token_ms)
     tier = make_tier(worker, info.kv, runner.cache, pool, pace)
     scheduler = Scheduler(pool, worker.max_batch_size, worker.max_batch_tokens, pace, tier)
-    return TorchEngine(info, runner, scheduler, leases, transfer, Leader(group), key, tier)
+    return TorchEngine(info, runner, scheduler, leases, transfer, Leader(group), keys, tier)
 
 
 class GroupBroken(Exception):
@@ -90,14 +91,14 @@ class TorchEngine:
         leases: LeaseTable,
         transfer: KvTransfer,
         leader: Leader,
-        key: bytes,
+        keys: Keys,
         tier: SecondTier | None = None,
     ) -> None:
         """``transfer`` has been started, and moves the blocks of the scheduler's pool, which is the leases' too, in
         ``runner.cache``. ``tier`` is the scheduler's."""
         self._info, self._runner, self._scheduler = info, runner, scheduler
         self._pool, self._leases, self._transfer, self._leader = scheduler.pool, leases, transfer, leader
-        self._handover = HandOver(info, leases, transfer, leader, key)
+        self._handover = HandOver(info, leases, transfer, leader, keys)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._tier = tier

@@ -10,6 +10,7 @@ import msgspec
 from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import TandemError
+from tandem.keys import Keys
 from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
 from tandem.kv.leases import LeaseTable
 from tandem.kv.pull import PullResult
@@ -23,8 +24,8 @@ REDEEMED_REMEMBERED = 4096
 class HandOver:
     """Leases, handles and pulls of one worker. Used by the engine's thread alone, but for ``peers``."""
 
-    def __init__(self, info: WorkerInfo, leases: LeaseTable, transfer: KvTransfer, leader: Leader, key: bytes) -> None:
-        self._info, self._leases, self._transfer, self._leader, self._key = info, leases, transfer, leader, key
+    def __init__(self, info: WorkerInfo, leases: LeaseTable, transfer: KvTransfer, leader: Leader, keys: Keys) -> None:
+        self._info, self._leases, self._transfer, self._leader, self._keys = info, leases, transfer, leader, keys
         self.peers: dict[str, WorkerInfo] = {}
         """Paired workers by id."""
         self._redeemed: OrderedDict[tuple[str, int, int], None] = OrderedDict()
@@ -44,7 +45,7 @@ class HandOver:
             tokens_digest=digest_tokens(sequence.token_ids[: sequence.num_cached]),
             held=HeldBlocks(block_ids=blocks),
         )
-        return sign(handle, self._key)
+        return sign(handle, self._keys)
 
     def accept(self, work: Decode) -> KvHandle:
         """Check the handle of ``work``. It may cover all tokens but the last, or fewer; the rest is read here.
@@ -52,7 +53,7 @@ class HandOver:
         Raises:
             TandemError: why it cannot be redeemed.
         """
-        handle = verify(work.handle, self._key)
+        handle = verify(work.handle, self._keys)
         known = [*work.token_ids, *work.output_ids][:-1]
         check(handle, self._info, self.peers.get(handle.worker_id), known[: handle.num_tokens])
         name = (handle.worker_id, handle.epoch, handle.lease_id)

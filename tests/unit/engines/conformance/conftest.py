@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tandem.kv.handle import KEY_VARIABLE
+from tandem.keys import KEY_VARIABLE
 from tests.unit.engines.conformance.harness import Harness
 from tests.unit.engines.conformance.subjects import SUBJECTS, Subject, make_model_dir
 

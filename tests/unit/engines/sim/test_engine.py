@@ -13,7 +13,7 @@ from tandem.deployment import Deployment, Faults, Kv, Model, Worker
 from tandem.engines.sim.engine import SimEngine, create
 from tandem.engines.sim.tokens import expected_answer
 from tandem.errors import TandemError
-from tandem.kv.handle import KEY_VARIABLE
+from tandem.keys import KEY_VARIABLE
 from tests.unit.engines.conformance.harness import (
     Harness,
     as_decode,

@@ -11,11 +11,12 @@ import zmq
 from tandem.engines.tensorrt_llm import claims
 from tandem.engines.tensorrt_llm.claims import ClaimClient, ClaimServer, open_note, seal_note
 from tandem.errors import TandemError
+from tandem.keys import Keys
 from tandem.kv.blocks import BlockPool
 from tandem.kv.leases import LeaseTable
 from tandem.messages import Confirm, Confirmed, NotConfirmed
 
-KEY, OTHER = b"k" * 32, b"o" * 32
+KEYS, OTHER = Keys([b"k" * 32]), Keys([b"o" * 32])
 HOLDER = "prefill_0-1"
 
 
@@ -26,16 +27,16 @@ def leases() -> LeaseTable:
 
 @pytest.fixture
 def server(leases: LeaseTable) -> Iterator[ClaimServer]:
-    running = ClaimServer(HOLDER, leases, KEY, "127.0.0.1")
+    running = ClaimServer(HOLDER, leases, KEYS, "127.0.0.1")
     yield running
     running.stop()
 
 
-def claim(address: str, lease_id: int, holder: str = HOLDER, key: bytes = KEY, timeout_s: float = 30.0) -> str:
+def claim(address: str, lease_id: int, holder: str = HOLDER, keys: Keys = KEYS, timeout_s: float = 30.0) -> str:
     """How prefill answers: "" for yes, or the code of its refusal."""
 
     async def run() -> None:
-        client = ClaimClient("decode_0-1", key, timeout_s)
+        client = ClaimClient("decode_0-1", keys, timeout_s)
         try:
             await client.claim(address, holder, lease_id)
         finally:
@@ -65,10 +66,10 @@ def test_a_repeated_question_gets_the_same_answer(server: ClaimServer, leases: L
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.connect(server.address)
         for _ in range(2):
-            socket.send_multipart([b"decode_0-1", seal_note(question, KEY)])
-            assert isinstance(open_note(socket.recv(), KEY), Confirmed)
-        socket.send_multipart([b"decode_1-1", seal_note(question, KEY)])
-        assert isinstance(open_note(socket.recv(), KEY), NotConfirmed)
+            socket.send_multipart([b"decode_0-1", seal_note(question, KEYS)])
+            assert isinstance(open_note(socket.recv(), KEYS), Confirmed)
+        socket.send_multipart([b"decode_1-1", seal_note(question, KEYS)])
+        assert isinstance(open_note(socket.recv(), KEYS), NotConfirmed)
         socket.send_multipart([b"decode_0-1", seal_note(question, OTHER)])
         assert socket.recv() == b""
         socket.send(b"garbage")
@@ -80,7 +81,7 @@ def test_without_the_key_a_lease_cannot_be_taken(
 ) -> None:
     monkeypatch.setattr(claims, "REPEAT_S", 0.05)
     lease = leases.grant("held", ())
-    assert claim(server.address, lease, key=OTHER, timeout_s=0.3) == "transfer_failed"
+    assert claim(server.address, lease, keys=OTHER, timeout_s=0.3) == "transfer_failed"
     assert leases.held == 1
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from tandem.deployment import LoraAdapter
 from tandem.errors import TandemError
-from tandem.kv.handle import handle_key, verify
+from tandem.keys import load_keys
+from tandem.kv.handle import verify
 from tandem.messages import Failed, Finished, Guide, HeldByLibrary, Prefilled, Pulled
 from tests import fakes
 from tests.unit.engines.conformance.conftest import introduce
@@ -65,7 +66,7 @@ def test_every_version_hands_over(start: Start, fake: pytest.MonkeyPatch, versio
 
 def test_a_handle_holds_what_the_library_said_and_nothing_of_tandems_blocks(start: Start) -> None:
     (events,) = start("prefill_0").run(as_prefill(make_work("handle", [5] * 20)))
-    handle = verify(handle_of(events), handle_key())
+    handle = verify(handle_of(events), load_keys())
     assert isinstance(handle.held, HeldByLibrary)
     assert handle.held.first_token_ids == tokens_of(events)
     assert handle.held.opaque_state

@@ -14,7 +14,7 @@ import pytest
 
 from tandem.deployment import Kv
 from tandem.engines.torch.engine import TorchEngine, create
-from tandem.kv.handle import KEY_VARIABLE
+from tandem.keys import KEY_VARIABLE
 from tandem.messages import (
     AnyWork,
     Decode,

@@ -10,7 +10,7 @@ import pytest
 
 from tandem.deployment import Kv, Limits
 from tandem.engines.torch.engine import create
-from tandem.kv.handle import KEY_VARIABLE
+from tandem.keys import KEY_VARIABLE
 from tandem.kv.hashes import hash_blocks
 from tandem.messages import BlocksStored, Finished, Generate, Prefilled, Pulled, StepPlan, Tokens
 from tests.unit.engines.torch.support import make_deployment, make_model, make_prompts, make_work
