@@ -96,9 +96,16 @@ def test_scrapes_find_the_rules() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool: apt install prometheus")
-def test_prometheus_takes_rules_and_configurations() -> None:
-    for what, file in (("rules", "rules.yml"), ("config", "prometheus.yml"), ("config", "prometheus.local.yml")):
-        checked = subprocess.run(
-            ["promtool", "check", what, str(WATCH / file)], capture_output=True, text=True, check=False, timeout=60
-        )
-        assert checked.returncode == 0, checked.stdout + checked.stderr
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "rules", str(RULES)],
+        ["check", "config", str(WATCH / "prometheus.yml")],
+        ["check", "config", str(WATCH / "prometheus.local.yml")],
+        ["test", "rules", str(Path(__file__).with_name("alerts.yml"))],
+    ],
+    ids=lambda command: " ".join([*command[:2], Path(command[2]).name]),
+)
+def test_prometheus_takes_rules_and_configurations_and_alerts_fire_when_they_should(command: list[str]) -> None:
+    done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
