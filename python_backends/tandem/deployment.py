@@ -62,8 +62,18 @@ class Server(Section, frozen=True, kw_only=True):
 class Limits(Section, frozen=True, kw_only=True):
     """What is refused, and how long anything may take."""
 
-    max_requests: PositiveInt = 256
-    """Requests that one orchestrator has in hand; one more is refused at once."""
+    max_requests: PositiveInt | None = None
+    """Requests that one orchestrator has in workers at a time; others wait. When left out, as many as their decode
+    batches hold and a quarter more."""
+    max_tokens_in_flight: PositiveInt | None = None
+    """Likewise tokens, of prompts and longest answers. When left out, KV blocks alone decide."""
+    kv_share: PositiveFloat = 1.0
+    """Of all decode workers' KV blocks, what requests in flight may need at most, each for its longest answer. Above 1
+    is a bet on short answers."""
+    max_queue_s: PositiveFloat = 10.0
+    """Most time that a request waits before any work; one that is expected to wait longer is refused at once."""
+    max_waiting: PositiveInt = 2048
+    """Requests that wait in one orchestrator."""
     default_max_tokens: PositiveInt = 256
     request_timeout_s: PositiveFloat = 300.0
     """Deadline of a request that names none."""

@@ -7,6 +7,7 @@ work unchanged. Checks that need the model (``check_ids``, ``resolve_stopping``)
 from __future__ import annotations
 
 import json
+import re
 import secrets
 
 import msgspec
@@ -19,6 +20,10 @@ MAX_STOP_WORDS = 16
 MAX_STOP_WORD_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = (1 << 31) - 1
+DEFAULT_PRIORITY = 5
+LOWEST_PRIORITY = 9
+TENANT = re.compile(r"[A-Za-z0-9._:@-]{0,64}")
+"""Names that can stand in metrics and logs as they are."""
 
 IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout"})
 """Request parameters that Triton itself or its clients add. Names with the prefix ``triton_`` are Triton's too."""
@@ -39,6 +44,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     stop_words: tuple[str, ...] = ()
     timeout_s: float | None = None
+    priority: int = DEFAULT_PRIORITY
+    """1 is served first, as in Triton."""
+    tenant: str = ""
+    """Whose it is. Tenants of a priority share the workers evenly, and no cached blocks."""
     explain: bool = False
     """Tell what the router would decide now, instead of an answer."""
 
@@ -78,6 +87,8 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
         stop_token_ids=tuple(take_ids(tensors, "stop_token_ids") or ()),
         stop_words=_read_stop_words(tensors),
         timeout_s=_bounded(tensors, "timeout_s", 0.0, 86_400.0, above=True),
+        priority=_bounded_int(tensors, "priority", 0, LOWEST_PRIORITY) or DEFAULT_PRIORITY,
+        tenant=_read_tenant(tensors),
         explain=take_bool(tensors, "explain"),
     )
 
@@ -178,6 +189,15 @@ def _read_stop_words(tensors: Tensors) -> tuple[str, ...]:
                 "invalid_request", f"stop_words[{place}]: {size} bytes long; expected 1 to {MAX_STOP_WORD_BYTES}"
             )
     return tuple(words)
+
+
+def _read_tenant(tensors: Tensors) -> str:
+    tenant = take_text(tensors, "tenant") or ""
+    if not TENANT.fullmatch(tenant):
+        raise TandemError(
+            "invalid_request", f"tenant: {tenant[:80]!r}; expected at most 64 letters, digits or any of . _ : @ -"
+        )
+    return tenant
 
 
 def _refuse_echo(tensors: Tensors) -> None:

@@ -33,6 +33,8 @@ class Wanted(NamedTuple):
     prompt: list[int]
     sampling: Sampling
     stopping: Stopping
+    salt: str = ""
+    """Its tenant: requests share cached blocks only within one."""
 
 
 class Deadlines(NamedTuple):
@@ -57,6 +59,7 @@ class _Common(TypedDict):
 
     token_ids: list[int]
     output_ids: list[int]
+    salt: str
     sampling: Sampling
     stopping: Stopping
 
@@ -145,8 +148,8 @@ class Attempt:
         return f"{self._name}/{stage}"
 
     def _work(self) -> _Common:
-        prompt, sampling, stopping = self._wanted
-        return _Common(token_ids=prompt, output_ids=self._replay, sampling=sampling, stopping=stopping)
+        prompt, sampling, stopping, salt = self._wanted
+        return _Common(token_ids=prompt, output_ids=self._replay, salt=salt, sampling=sampling, stopping=stopping)
 
     async def _submit(self, stage: StageName, lane: LaneClient, work: AnyWork) -> None:
         self._held[work.request_id] = lane
