@@ -21,6 +21,8 @@ from tandem.orchestrator.fair_queue import FairQueue
 from tandem.orchestrator.pace import Pace
 from tandem.routing.room import Room
 
+SURE_SHARE = 0.8
+"""Of the longest wait: who is expected to wait longer is refused, since being refused after the wait is worse."""
 SLACK_S = 1.0
 """A request that has more time to spare than that is not looked at more closely."""
 
@@ -221,8 +223,8 @@ class Admission:
 
     def _check_wait(self, wait_s: float) -> None:
         most = self._limits.max_queue_s
-        if wait_s > most:
-            message = f"a wait of about {wait_s:.1f} s is expected, of which {most:g} s are allowed (limits.max_queue_s)"
+        if wait_s > SURE_SHARE * most:
+            message = f"a wait of {wait_s:.1f} s is expected, too near to or above {most:g} s (limits.max_queue_s)"
             raise Refusal("queue", "overloaded", message, self.retry_after_s(wait_s))
 
     def _check_deadline(
@@ -269,4 +271,4 @@ class Admission:
 
     def retry_after_s(self, wait_s: float = 0.0) -> float:
         """When it is worth to try again, whole seconds where that is more than the configured time."""
-        return max(self._limits.retry_after_s, float(math.ceil(wait_s - self._limits.max_queue_s)))
+        return max(self._limits.retry_after_s, float(math.ceil(wait_s - SURE_SHARE * self._limits.max_queue_s)))

@@ -77,8 +77,6 @@ class Recovery:
         self._failures: list[WorkerFailed] = []
         self._clock, self._patient_until = clock, clock() + max_queue_s
         self._refusals = 0
-        self._full = frozenset[str]()
-        """Who refused it last for want of room."""
 
     @property
     def migrations(self) -> int:
@@ -88,7 +86,7 @@ class Recovery:
     @property
     def avoid(self) -> frozenset[str]:
         """Workers that it failed on: they are asked again only where there is no other."""
-        return self._full | {failure.blamed for failure in self._failures}
+        return frozenset(failure.blamed for failure in self._failures)
 
     def next_try(self, error: TandemError, prompt: list[int], num_made: int) -> float:
         """The seconds to wait before the request goes on elsewhere, ``num_made`` tokens of its answer being there.
@@ -117,7 +115,6 @@ class Recovery:
     def _wait_for_room(self, error: WorkerFailed) -> float:
         if self._clock() >= self._patient_until:
             raise error
-        self._full = frozenset((error.blamed,))
         self._refusals += 1
         return float(min(BACK_OFF_S * 2.0 ** (self._refusals - 1), LONGEST_BACK_OFF_S))
 

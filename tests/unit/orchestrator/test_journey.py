@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tandem.deployment import Limits
 from tandem.errors import TandemError
 from tandem.messages import Decode, Failed, Finished, FinishReason, Generate, Prefill, Prefilled, Tokens
 from tandem.text.codec import TextCodec
@@ -285,13 +286,13 @@ def test_a_request_s_own_fault_is_not_tried_again(codec: TextCodec, stage: str) 
     assert trip.prefill.cancelled == [trip.id]  # its blocks are not held until the lease ends
 
 
-def test_a_refusal_for_overload_reaches_the_client(codec: TextCodec) -> None:
+def test_a_refusal_for_overload_reaches_the_client_once_the_longest_wait_is_over(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
         trip.prefill.refusal = TandemError("overloaded", "full")
         trip.start()
         await trip.end()
 
-    trip = travel(test, codec)
+    trip = travel(test, codec, limits=Limits(max_queue_s=0.2))
     assert trip.client.error is not None
     assert (trip.client.error.code, trip.client.error.message) == ("overloaded", "full")
     assert trip.decode.work == []
