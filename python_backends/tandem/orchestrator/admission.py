@@ -1,8 +1,9 @@
-"""Who may go to the workers, who waits, and who is refused. Runs alike in an orchestrator and on a simulated clock: it is
-told the time, and does nothing by itself.
+"""Who may go to the workers, who waits, and who is refused. Runs alike in an orchestrator and on a simulated clock: it
+is told the time, and does nothing by itself.
 
-Workers get what they can take at once (``tandem.routing.room``); the rest waits here, where it can still be put in order.
-Nothing waits longer than ``limits.max_queue_s``, and what would is refused when it comes: the queue is bounded by time.
+Workers get what they can take at once (``tandem.routing.room``); the rest waits here, where it can still be put in
+order. Nothing waits longer than ``limits.max_queue_s``, and what would is refused when it comes: the queue is bounded
+by time.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ SLACK_S = 1.0
 """A request that has more time to spare than that is not looked at more closely."""
 
 Reason = Literal["queue", "deadline", "waited", "displaced"]
-"""queue: it would have waited too long; deadline: no time would have been left for the prompt; waited: it has waited too
-long; displaced: there were too many that wait."""
+"""queue: it would have waited too long; deadline: no time would have been left for the prompt; waited: it has waited
+too long; displaced: there were too many that wait."""
 
 
 class Refusal(TandemError):

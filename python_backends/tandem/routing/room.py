@@ -1,4 +1,4 @@
-"""How much more the workers can take at once, so that what they cannot take yet waits where it can still be put in order."""
+"""How much more the workers can take at once: the rest had better wait where it can still be put in order."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ class Workers:
         self.room = room
 
     def __call__(self, kv_share: float) -> Room | None:
+        assert kv_share == 1.0
         return self.room
 
 
@@ -121,7 +122,7 @@ def test_who_has_no_time_left_for_the_prompt_is_refused(left: float, refused: bo
     if not refused:
         admission.enter(demand(), 0.0, left, lambda: 1.5)
         return
-    with pytest.raises(Refusal, match="timeout_s: 0.50 s are left.*1.50 s for the prompt") as one:
+    with pytest.raises(Refusal, match=r"timeout_s: 0.50 s are left.*1.50 s for the prompt") as one:
         admission.enter(demand(), 0.0, left, lambda: 1.5)
     assert (one.value.reason, one.value.code) == ("deadline", "deadline_exceeded")
     admission.enter(demand(), 0.0, left, lambda: 0.1)  # nearly all of it is cached

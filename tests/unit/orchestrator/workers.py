@@ -95,14 +95,18 @@ class Workers:
         patience_s: float | None = None,
     ) -> Assignment:
         self.patience_s = patience_s
-        return self.route_now(token_ids, max_tokens, avoid=avoid) or self._assign(self._plan(token_ids, max_tokens, ()))
+        return self.route_now(token_ids, max_tokens, salt=salt, avoid=avoid) or self._assign(
+            self._plan(token_ids, max_tokens, ())
+        )
 
     def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
+        self.salt = salt
         return self._plan(token_ids, max_tokens, ()).first_token_s
 
     def route_now(
         self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
     ) -> Assignment | None:
+        self.salt = salt
         try:
             return self._assign(self._plan(token_ids, max_tokens, avoid))
         except TandemError:

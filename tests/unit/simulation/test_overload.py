@@ -20,9 +20,7 @@ MAX_QUEUE_S = 3.0
 SECONDS = 120.0
 
 
-def offer(
-    rate: float, tenants: dict[str, float], *, priority: int = 5, seconds: float = SECONDS
-) -> list[Arrival]:
+def offer(rate: float, tenants: dict[str, float], *, priority: int = 5, seconds: float = SECONDS) -> list[Arrival]:
     """Requests at ``rate`` a second, no two alike, shared out among the tenants by weight."""
     rng, found, at = random.Random(0), [], 0.0
     while (at := at + rng.expovariate(rate)) < seconds:
