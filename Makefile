@@ -15,7 +15,7 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test lint bench bench-router perf soak clean core dev triton
+.PHONY: help demo serve test lint bench bench-router perf soak overload clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
+	@echo "make overload    ten times what simulated workers can do: what is done of it, and how soon the rest is refused"
 	@echo "make clean   remove everything that was set up"
 
 demo: core triton $(DEMO_MODEL)
@@ -50,6 +51,9 @@ perf: dev triton $(DEMO_MODEL)
 
 soak: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/soak.py
+
+overload: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/overload.py
 
 clean:
 	rm -rf .venv .tandem .mypy_cache .ruff_cache .pytest_cache .hypothesis python_backends/*.egg-info
