@@ -116,14 +116,14 @@ def test_a_refusal_of_the_worker_keeps_its_reason(server: TritonServer) -> None:
     assert any("[overloaded] worker" in e and "has 40 requests in hand" in e for e in refused)
 
 
-def test_a_lost_engine_ends_its_requests_and_comes_back(server: TritonServer, whole: TritonServer) -> None:
+def test_the_requests_of_a_lost_engine_go_on_elsewhere_and_it_comes_back(server: TritonServer, whole: TritonServer) -> None:
     def kill(answer: Answer) -> None:
         if len(answer.output_ids) == 5:
             find_engine(whole, "decode_0").send_signal(signal.SIGKILL)
 
-    answer = ask_now(server.grpc_url, "llm", LONG, on_response=kill)
-    assert answer.error is not None
-    assert "[worker_lost]" in answer.error
+    answer = ask_now(server.grpc_url, "llm", LONG | {"max_tokens": 150}, on_response=kill)
+    assert answer.error is None
+    assert len(answer.output_ids) == 150
     end = time.monotonic() + DEADLINE_S
     workers = ""
     while not workers.startswith("decode_0") and time.monotonic() < end:
