@@ -63,13 +63,11 @@ class Limits(Section, frozen=True, kw_only=True):
     """What is refused, and how long anything may take."""
 
     max_requests: PositiveInt | None = None
-    """Requests that one orchestrator has in workers at a time; others wait. When left out, as many as their decode
-    batches hold and a quarter more."""
+    """Requests that one orchestrator has in workers at a time. When left out: see ``tandem.routing.room``."""
     max_tokens_in_flight: PositiveInt | None = None
-    """Likewise tokens, of prompts and longest answers. When left out, KV blocks alone decide."""
+    """Likewise tokens, of prompts and longest answers."""
     kv_share: PositiveFloat = 1.0
-    """Of all decode workers' KV blocks, what requests in flight may need at most, each for its longest answer. Above 1
-    is a bet on short answers."""
+    """Of decode workers' KV blocks, what requests may need with their longest answers; above 1 bets on short ones."""
     max_queue_s: PositiveFloat = 10.0
     """Most time that a request waits before any work; one that is expected to wait longer is refused at once."""
     max_waiting: PositiveInt = 2048

@@ -112,8 +112,8 @@ def test_a_request_that_cannot_be_in_time_is_refused_before_any_work(server: Tri
     status, text = post(
         f"{server.http_url}/v2/models/llm/generate", {"input_ids": [5] * 100_000, "max_tokens": 2, "timeout_s": 1.5}
     )
-    assert status == 503
-    assert "[deadline_exceeded] timeout_s: " in text
+    assert status == 400  # whatever the code, says Triton 2.51
+    assert "[deadline_exceeded] timeout_s: 1." in text
     assert "are left, but a wait of 0.00 s and " in text
     assert ask_now(server.grpc_url, "llm", {"input_ids": [5], "max_tokens": 2, "priority": 10}).error is not None
 
