@@ -112,9 +112,7 @@ def test_what_is_more_than_a_worker_takes_waits_for_it(server: TritonServer) -> 
     assert [(answer.error, len(answer.output_ids)) for answer in answers] == [(None, 30)] * 60
 
 
-def test_the_requests_of_a_lost_engine_go_on_elsewhere_and_it_comes_back(
-    server: TritonServer, whole: TritonServer
-) -> None:
+def test_requests_of_a_lost_engine_go_on_elsewhere_and_it_comes_back(server: TritonServer, whole: TritonServer) -> None:
     def kill(answer: Answer) -> None:
         if len(answer.output_ids) == 5:
             find_engine(whole, "decode_0").send_signal(signal.SIGKILL)
