@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ LIGHT_SHARE = 1 / 11
 DEADLINE_S = 60.0
 MAX_QUEUE_S = 2.0
 LEAST_SHARE = 0.9
+TABLE_WIDTH = 130
 
 
 @dataclass
@@ -115,6 +115,7 @@ async def one_request(
         yield {"model_name": "llm", "inputs": inputs, "enable_empty_final_response": True}
 
     began, ids, ttft_s = time.monotonic(), list[int](), 0.0
+    ended = False
     async for result, error in client.stream_infer(requests(), stream_timeout=DEADLINE_S):
         if error is not None:
             if "[overloaded]" in str(error):
@@ -122,10 +123,13 @@ async def one_request(
                 phase.refusal_s.append(time.monotonic() - began)
             else:
                 phase.others[str(error)[:80]] += 1
-            return
+            ended = True
+            continue  # a stream that is not read to its end costs Triton memory
         if (new := result.as_numpy("output_ids")) is not None:
             ttft_s = ttft_s or time.monotonic() - began
             ids += new.reshape(-1).tolist()
+    if ended:
+        return
     if ids == expected_answer(number, prompt, ANSWER, vocab_size):
         phase.served[tenant] += 1
         phase.ttft_s.append(ttft_s)
@@ -182,6 +186,9 @@ def show(phases: list[Phase], console: Console) -> bool:
         )
     console.print(table)
     for phase in phases:
+        for name, memory in phase.memory.items():
+            if memory is not None and not memory.flat:
+                console.print(f"{phase.name}: {name} grows by {memory.bytes_per_request:.0f} bytes a request")
         if phase.others:
             console.print(f"{phase.name}: {dict(phase.others)}")
     return all(phase.goodput >= LEAST_SHARE * peak and not phase.others for phase in phases[1:])
@@ -192,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload; the peak is measured in a quarter")
     seconds = parser.parse_args().seconds
-    console, deployment = Console(), make_deployment()
+    console, deployment = Console(width=TABLE_WIDTH), make_deployment()
     phases = [
         Phase("warm-up", 0.5 * CAPACITY, 5.0),
         Phase("peak", 1.1 * CAPACITY, seconds / 4),
@@ -204,7 +211,7 @@ def main() -> None:
             asyncio.run(run(server.grpc_url, phase, vocab_size))
     well = show(phases[1:], console)
     out = ROOT / ".tandem" / "overload.json"
-    out.write_text(json.dumps([asdict(phase) for phase in phases], indent=2))
+    out.write_bytes(msgspec.json.format(msgspec.json.encode(phases), indent=2))
     median_ms = 1e3 * statistics.median(phases[-1].refusal_s or [0.0])
     console.print(f"median time of a refusal: {median_ms:.1f} ms; written: {out.relative_to(ROOT)}")
     sys.exit(0 if well else 1)

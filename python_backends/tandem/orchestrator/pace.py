@@ -15,22 +15,27 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds = self._tokens = 0.0
-        self._began = math.inf
-        self._since: float | None = None
-        """Up to when it is counted; None while nobody waits."""
+        self._began: float | None = None
+        """Since when somebody waits; None while nobody does."""
+        self._first: float | None = None
+        """When the first one left since then. What went before had begun before anybody waited, and says too little."""
+        self._since = 0.0
+        """Up to when it is counted."""
 
     def begin(self, now: float) -> None:
         """Somebody waits, and nobody did before."""
-        self._began = self._since = now
+        self._began, self._first = now, None
 
     def end(self) -> None:
         """Nobody waits any more."""
-        self._since = None
+        self._began = None
 
     def served(self, tokens: int, now: float) -> None:
         """A request of so many tokens has left the queue."""
-        if self._since is None or now <= self._began:
-            return  # it did not have to wait
+        if self._first is None:
+            self._first = self._since = now
+        if now <= self._first:
+            return
         seconds = now - self._since
         keep = math.exp(-seconds / MEMORY_S)
         self._seconds, self._tokens = keep * self._seconds + seconds, keep * self._tokens + tokens
@@ -38,7 +43,9 @@ class Pace:
 
     def seconds_per_token(self, now: float) -> float | None:
         """The mean, a standstill until now included; None as long as too little was measured."""
-        standstill = 0.0 if self._since is None else now - self._since
+        standstill = 0.0
+        if self._began is not None:
+            standstill = now - (self._began if self._first is None else self._since)
         if not self._tokens or self._seconds + standstill < LEAST_S:
             return None
         return (self._seconds + standstill) / self._tokens
