@@ -20,7 +20,7 @@ export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
 .PHONY: help demo serve test test-gpu compose-test lint bench bench-router simulate perf perf-sweep soak fuzz locust
-.PHONY: load-report compare replay overhead clean core dev triton
+.PHONY: load-report compare replay overhead overload clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -35,6 +35,7 @@ help:
 	@echo "make load-report   users' load, one page of figures and plots    make compare A=… B=…   two such runs  (LOAD=\"…\")"
 	@echo "make locust        locust's users against HOST, with its web page    make perf-sweep   perf_analyzer over load"
 	@echo "make replay        a trace in real time, per routing policy    make overhead   the path with engines of no time"
+	@echo "make overload    ten times what simulated workers can do: what is done of it, and how soon the rest is refused"
 	@echo "make clean   remove everything that was set up"
 
 demo: core triton $(DEMO_MODEL)
@@ -94,6 +95,9 @@ replay: dev triton $(DEMO_MODEL)
 
 overhead: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/overhead.py $(LOAD)
+
+overload: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/overload.py
 
 clean:
 	rm -rf .venv .tandem .mypy_cache .ruff_cache .pytest_cache .hypothesis python_backends/*.egg-info

@@ -79,8 +79,16 @@ class Tls(Section, frozen=True, kw_only=True):
 class Limits(Section, frozen=True, kw_only=True):
     """What is refused, and how long anything may take."""
 
-    max_requests: PositiveInt = 256
-    """Requests that one orchestrator has in hand; one more is refused at once."""
+    max_requests: PositiveInt | None = None
+    """Requests that one orchestrator has in workers at a time. When left out: see ``tandem.routing.room``."""
+    max_tokens_in_flight: PositiveInt | None = None
+    """Likewise tokens, of prompts and longest answers."""
+    kv_share: PositiveFloat = 1.0
+    """Of decode workers' KV blocks, what requests may need with their longest answers; above 1 bets on short ones."""
+    max_queue_s: PositiveFloat = 10.0
+    """Most time that a request waits before any work; one that is expected to wait longer is refused at once."""
+    max_waiting: PositiveInt = 2048
+    """Requests that wait in one orchestrator."""
     default_max_tokens: PositiveInt = 256
     request_timeout_s: PositiveFloat = 300.0
     """Deadline of a request that names none."""

@@ -20,6 +20,7 @@ INPUTS: dict[str, type] = {
     "presence_penalty": np.float32, "frequency_penalty": np.float32, "timeout_s": np.float32,
     "seed": np.uint64, "stream": np.bool_, "stop": np.bool_, "ignore_eos": np.bool_, "return_log_probs": np.bool_,
     "input_ids": np.int32, "output_ids": np.int32, "stop_token_ids": np.int32,
+    "priority": np.int32, "tenant": np.object_,
     "text_input": np.object_, "messages": np.object_, "stop_words": np.object_, "kv_handle": np.object_,
     "lora_task_id": np.uint64, "guided_decoding_guide_type": np.object_, "guided_decoding_guide": np.object_,
 }  # fmt: skip

@@ -21,13 +21,15 @@ from tandem.logs import Logging
 from tandem.text.codec import TextCodec
 from tandem.tracing.settings import Tracing
 from tandem.triton.server import TritonServer
-from tests.integration.clients import ask_all, ask_now, generate
+from tests.integration.clients import ask_all, ask_now, generate, post
 from tests.integration.test_cancellation import assert_nothing_left
 from tests.unit.build.test_watch import DASHBOARD, RULES, names_in
 from tests.unit.tracing.spans import Found, read_spans
 
 SIM = Path(__file__).parents[2] / "deployments" / "sim.toml"
 FAILING = 0.2
+IN_FLIGHT = 40
+"""More than other tests here have at once."""
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +38,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     plain = override(load_deployment(SIM), http_port=0, grpc_port=0, metrics_port=0)
     prefill, decode = (msgspec.structs.replace(w, timing={"start_s": 0.0}) for w in plain.worker)
     decode = msgspec.structs.replace(decode, faults=Faults(pull_share=FAILING))
+    limits = msgspec.structs.replace(plain.limits, max_requests=IN_FLIGHT, max_queue_s=2.0)
     return msgspec.structs.replace(
         plain,
         worker=[prefill, decode],
+        limits=limits,
         routing=Routing(conditional_disaggregation=False),
         tracing=Tracing(directory=str(tmp_path_factory.mktemp("traces"))),
         logging=Logging(format="json", requests=True),
@@ -147,6 +151,40 @@ def test_a_client_that_leaves_leaves_nothing_behind(server: TritonServer) -> Non
         )
         assert answer.facts.get("left") or answer.error is not None
     assert_nothing_left(server)
+
+
+def test_what_is_too_much_is_refused_and_tenants_share_what_is_not(
+    server: TritonServer, deployment: Deployment
+) -> None:
+    """A tenant asks for nine times as much as can be done within the longest wait; one that comes last, for little."""
+    codec, heavy, light = TextCodec(Path(deployment.model.path)), 360, 20
+    asked = [
+        {"input_ids": [i + 1, 7], "max_tokens": 60, "seed": i, "temperature": 1.0, "ignore_eos": True, "tenant": tenant}
+        for i, tenant in enumerate(["heavy"] * heavy + ["light"] * light)
+    ]
+    answers = asyncio.run(ask_all(server.grpc_url, "llm", asked, at_once=len(asked)))
+    for i, answer in enumerate(answers):
+        if answer.error is None:
+            assert answer.output_ids == expected_answer(i, [i + 1, 7], 60, codec.vocab_size)
+        else:
+            assert "[overloaded] " in answer.error
+            assert "try again in " in answer.error
+    served = [sum(answer.error is None for answer in part) for part in (answers[:heavy], answers[heavy:])]
+    assert IN_FLIGHT <= sum(served) < len(asked)
+    if sum(served) >= IN_FLIGHT + 2 * light:  # of those that had to wait it got every other place
+        assert served[1] == light
+    assert_nothing_left(server)
+    assert ask_now(server.grpc_url, "llm", asked[0]).error is None
+
+
+def test_a_request_that_cannot_be_in_time_is_refused_before_any_work(server: TritonServer) -> None:
+    status, text = post(
+        f"{server.http_url}/v2/models/llm/generate", {"input_ids": [5] * 100_000, "max_tokens": 2, "timeout_s": 1.5}
+    )
+    assert status == 400  # whatever the code, says Triton 2.51
+    assert "[deadline_exceeded] timeout_s: 1." in text
+    assert "are left, but a wait of 0.00 s and " in text
+    assert ask_now(server.grpc_url, "llm", {"input_ids": [5], "max_tokens": 2, "priority": 10}).error is not None
 
 
 def test_whom_a_fault_strikes_is_settled_by_its_id() -> None:

@@ -7,6 +7,7 @@ work unchanged. Checks that need the model (``check_ids``, ``resolve_stopping``)
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from typing import Any, cast, get_args
 
@@ -20,6 +21,10 @@ MAX_STOP_WORDS = 16
 MAX_STOP_WORD_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = (1 << 31) - 1
+DEFAULT_PRIORITY = 5
+LOWEST_PRIORITY = 9
+TENANT = re.compile(r"[A-Za-z0-9._:@-]{0,64}")
+"""Names that can stand in metrics and logs as they are."""
 
 IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout", "traceparent"})
 """Request parameters that stand for no input. Names with the prefix ``triton_`` are Triton's own."""
@@ -42,6 +47,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     traceparent: str = ""
     """Of W3C: the caller's span, if any."""
+    priority: int = DEFAULT_PRIORITY
+    """1 is served first, as in Triton."""
+    tenant: str = ""
+    """Whose it is. Tenants of a priority share the workers evenly, and no cached blocks."""
     explain: bool = False
     """Tell what the router would decide now, instead of an answer."""
 
@@ -82,6 +91,8 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
         stop_words=_read_stop_words(tensors),
         timeout_s=_bounded(tensors, "timeout_s", 0.0, 86_400.0, above=True),
         traceparent=str(names.get("traceparent", "")),
+        priority=_bounded_int(tensors, "priority", 0, LOWEST_PRIORITY) or DEFAULT_PRIORITY,
+        tenant=_read_tenant(tensors),
         explain=take_bool(tensors, "explain"),
     )
 
@@ -202,6 +213,15 @@ def _read_guide(tensors: Tensors) -> Guide | None:
         needs = "takes no guided_decoding_guide" if text else "needs a guided_decoding_guide"
         raise TandemError("invalid_request", f"guided_decoding_guide_type: {kind!r} {needs}")
     return Guide(kind=cast(GuideKind, kind), text=text or "")
+
+
+def _read_tenant(tensors: Tensors) -> str:
+    tenant = take_text(tensors, "tenant") or ""
+    if not TENANT.fullmatch(tenant):
+        raise TandemError(
+            "invalid_request", f"tenant: {tenant[:80]!r}; expected at most 64 letters, digits or any of . _ : @ -"
+        )
+    return tenant
 
 
 def _refuse_echo(tensors: Tensors) -> None:

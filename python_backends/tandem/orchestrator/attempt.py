@@ -33,6 +33,8 @@ class Wanted(NamedTuple):
     prompt: list[int]
     sampling: Sampling
     stopping: Stopping
+    salt: str = ""
+    """Its tenant: requests share cached blocks only within one."""
     traceparent: str = ""
 
 
@@ -58,6 +60,7 @@ class _Common(TypedDict):
 
     token_ids: list[int]
     output_ids: list[int]
+    salt: str
     sampling: Sampling
     stopping: Stopping
     traceparent: str
@@ -147,10 +150,11 @@ class Attempt:
         return f"{self._name}/{stage}"
 
     def _work(self) -> _Common:
-        prompt, sampling, stopping, traceparent = self._wanted
+        prompt, sampling, stopping, salt, traceparent = self._wanted
         return _Common(
             token_ids=prompt,
             output_ids=self._replay,
+            salt=salt,
             sampling=sampling,
             stopping=stopping,
             traceparent=traceparent,

@@ -22,6 +22,7 @@ from tandem.lanes.transport import Transport
 from tandem.messages import PROTOCOL_VERSION, Pair, PollReply, Role, Unpair, WorkerInfo, does
 from tandem.orchestrator.health_watch import HealthWatch
 from tandem.orchestrator.metrics import WorkerState, WorkerView
+from tandem.routing.room import Room
 from tandem.routing.router import Plan, Route, Router
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ class Fleet:
         token_ids: list[int],
         max_tokens: int,
         *,
+        salt: str = "",
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Plan:
@@ -138,7 +140,7 @@ class Fleet:
         Raises:
             TandemError: ``worker_lost`` when there are still none.
         """
-        hashes = hash_blocks(token_ids, self._block_size)
+        hashes = hash_blocks(token_ids, self._block_size, salt)
 
         def attempt() -> Plan:
             if avoid:
@@ -158,19 +160,39 @@ class Fleet:
         token_ids: list[int],
         max_tokens: int,
         *,
+        salt: str = "",
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
         """The workers for a request; what it takes of them counts until its route ends. Else as ``plan``."""
-        return self._assign(await self.plan(token_ids, max_tokens, avoid=avoid, patience_s=patience_s))
+        return self._assign(await self.plan(token_ids, max_tokens, salt=salt, avoid=avoid, patience_s=patience_s))
 
-    def route_now(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Assignment | None:
+    def route_now(
+        self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
+    ) -> Assignment | None:
         """Likewise without those of ``avoid`` and without waiting; None where that leaves nobody."""
         try:
-            hashes = hash_blocks(token_ids, self._block_size)
+            hashes = hash_blocks(token_ids, self._block_size, salt)
             return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid))
         except TandemError:
             return None
+
+    def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
+        """How long the prompt would take if it began now, the wait in its worker included; 0 where there is none."""
+        try:
+            hashes = hash_blocks(token_ids, self._block_size, salt)
+            return self._plan_now(hashes, len(token_ids), max_tokens, ()).first_token_s
+        except TandemError:
+            return 0.0
+
+    def room(self, kv_share: float) -> Room | None:
+        """How much more the workers can take at once; see ``Router.room``."""
+        return self._router.room(kv_share)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        return self._block_size
 
     def _assign(self, plan: Plan) -> Assignment:
         route = self._router.commit(plan, time.monotonic())

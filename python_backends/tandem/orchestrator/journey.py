@@ -18,9 +18,11 @@ from tandem.api.responder import Responder
 from tandem.deployment import Limits
 from tandem.errors import TandemError
 from tandem.messages import EngineEvent, Finished, FinishReason, Prefilled, Pulled, Tokens
+from tandem.orchestrator.admission import Demand, Ticket
 from tandem.orchestrator.answer_builder import AnswerBuilder
 from tandem.orchestrator.attempt import Attempt, Deadlines, Wanted
 from tandem.orchestrator.fleet import Assignment, Fleet
+from tandem.orchestrator.gate import Gate
 from tandem.orchestrator.hedging import Hedging, race
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.record import RequestRecord
@@ -48,6 +50,7 @@ class Journey:
         responder: Responder,
         *,
         fleet: Fleet,
+        gate: Gate,
         codec: TextCodec,
         read_prompt: ReadPrompt,
         limits: Limits,
@@ -59,10 +62,11 @@ class Journey:
     ) -> None:
         self.ask = ask
         self.responder = responder
-        self._fleet = fleet
+        self._fleet, self._gate = fleet, gate
         self._codec = codec
         self._read_prompt = read_prompt
         self._limits, self._deadlines = limits, deadlines
+        self._timeout_s = ask.timeout_s or limits.request_timeout_s
         self._hedging = hedging
         self._metrics = metrics
         self._id = f"{ask.request_id or 'request'}#{_own_mark}-{next(_numbers)}"
@@ -71,7 +75,8 @@ class Journey:
         self._step = "waiting for workers"
         self._wanted: Wanted | None = None
         self._answer: AnswerBuilder | None = None
-        self._recovery = Recovery(self._id, limits.max_migrations)
+        self._ticket: Ticket | None = None
+        self._recovery = Recovery(self._id, limits.max_migrations, limits.max_queue_s)
         self._tries = itertools.count()
         self._attempts: list[Attempt] = []
         """Those under way."""
@@ -93,8 +98,7 @@ class Journey:
             self._end_interrupted()
             return
         self._task = asyncio.current_task()
-        timeout_s = self.ask.timeout_s or self._limits.request_timeout_s
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._run_out, timeout_s)
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._run_out, self._timeout_s)
         try:
             await self._travel()
         except asyncio.CancelledError:
@@ -107,6 +111,8 @@ class Journey:
         finally:
             timer.cancel()
             self._let_go()
+            if self._ticket is not None:
+                self._gate.leave(self._ticket)
 
     def cancel(self) -> None:
         """The client has left, or asked for the end."""
@@ -123,7 +129,9 @@ class Journey:
 
     async def _travel(self) -> None:
         max_model_len = await self._fleet.max_model_len()
+        self._gate.check(self.ask.priority, self.ask.tenant)
         await self._read(max_model_len)
+        await self._be_admitted()
         while not self._finished:
             try:
                 attempt = await self._choose_workers()
@@ -139,16 +147,36 @@ class Journey:
         stopping = resolve_stopping(
             self.ask, len(prompt), max_model_len, self._limits.default_max_tokens, self._codec.eos_token_ids
         )
-        self._wanted = Wanted(prompt, self.ask.sampling, stopping, self._record.traceparent)
+        self._wanted = Wanted(prompt, self.ask.sampling, stopping, self.ask.tenant, self._record.traceparent)
         self._answer = AnswerBuilder(self._codec, self.ask.stop_words, stopping)
         self._note(num_input_tokens=len(prompt))
+
+    async def _be_admitted(self) -> None:
+        """Wait until the workers have room; a request for which they will not have any in time is refused at once."""
+        assert self._wanted is not None
+        self._enter("waiting", "waiting for its turn")
+        prompt, max_tokens = self._wanted.prompt, self._wanted.stopping.max_tokens
+        demand = Demand(
+            priority=self.ask.priority,
+            tenant=self.ask.tenant,
+            prompt_tokens=len(prompt),
+            max_tokens=max_tokens,
+            blocks=-(-(len(prompt) + max_tokens) // self._fleet.block_size),
+        )
+        time_left_s = self._timeout_s - self._timings.total
+        self._ticket = self._gate.enter(
+            demand, time_left_s, lambda: self._fleet.first_token_s(prompt, max_tokens, self.ask.tenant)
+        )
+        await self._gate.admitted(self._ticket)
 
     async def _choose_workers(self) -> Attempt:
         """A worker for each stage, or one for both. A request that goes on elsewhere waits as long as it has time."""
         self._enter("waiting", "waiting for workers")
         patience_s = math.inf if self._recovery.migrations else None
         tokens, left = self._so_far()
-        assignment = await self._fleet.route(tokens, left, avoid=self._recovery.avoid, patience_s=patience_s)
+        assignment = await self._fleet.route(
+            tokens, left, salt=self.ask.tenant, avoid=self._recovery.avoid, patience_s=patience_s
+        )
         return self._set_out(assignment)
 
     async def _begin(self, attempt: Attempt) -> tuple[Attempt, list[EngineEvent]]:
@@ -172,7 +200,9 @@ class Journey:
         """Another attempt beside one that is late, if there is a worker for it and room in the budget."""
         tokens, left = self._so_far()
         avoid = self._recovery.avoid | {late.first_worker}
-        if not self._hedging.affordable or (assignment := self._fleet.route_now(tokens, left, avoid=avoid)) is None:
+        if not self._hedging.affordable:
+            return None
+        if (assignment := self._fleet.route_now(tokens, left, salt=self.ask.tenant, avoid=avoid)) is None:
             return None
         self._hedging.spend()
         log.info("request %s: %s is late, and it is started elsewhere too", self._id, late.first_worker)
@@ -209,9 +239,11 @@ class Journey:
         if (reason := find_reason(self._wanted.stopping, self._token_ids)) is not None:
             self._finish(reason)
             return
+        migrations = self._recovery.migrations
         back_off_s = self._recovery.next_try(error, self._wanted.prompt, len(self._token_ids))
-        self._metrics.migrated(error.code)
-        self._record.note("goes on elsewhere", self._recovery.last_blamed, error.code)
+        if self._recovery.migrations > migrations:
+            self._metrics.migrated(error.code)
+            self._record.note("goes on elsewhere", self._recovery.last_blamed, error.code)
         self._let_go()
         self._enter("waiting", "waiting to go on elsewhere")
         await asyncio.sleep(back_off_s)
@@ -226,6 +258,8 @@ class Journey:
 
     def _set_out(self, assignment: Assignment) -> Attempt:
         assert self._wanted is not None
+        assert self._ticket is not None
+        self._gate.booked(self._ticket)
         name = f"{self._id}/{next(self._tries)}"
         attempt = Attempt(name, self._wanted, list(self._token_ids), assignment, self._deadlines)
         self._attempts.append(attempt)

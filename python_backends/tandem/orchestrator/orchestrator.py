@@ -20,8 +20,11 @@ from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
+from tandem.orchestrator.admission import Admission
+from tandem.orchestrator.admission_metrics import AdmissionMetrics
 from tandem.orchestrator.attempt import Deadlines
 from tandem.orchestrator.fleet import Fleet
+from tandem.orchestrator.gate import Gate
 from tandem.orchestrator.hedging import Hedging
 from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
@@ -62,6 +65,7 @@ class Orchestrator:
         self._tracer, self._is_logged = tracer, deployment.logging.requests
         self._draining = False
         self._fleet = Fleet(deployment, transport)
+        self._gate = Gate(Admission(deployment.limits, self._fleet.room), AdmissionMetrics(metrics.registry))
         self._journeys: dict[int, Journey] = {}
         self._loop = asyncio.new_event_loop()
         self._cancel_watch = CancelWatch()
@@ -91,8 +95,6 @@ class Orchestrator:
             ask = read_ask(request_id, tensors, parameters)
             if self._draining:
                 raise TandemError("overloaded", "the server is shutting down; send the request to another one")
-            if len(self._journeys) >= self._limits.max_requests:
-                raise self._overloaded()
             if ask.explain:
                 asyncio.run_coroutine_threadsafe(self._explain(ask, responder), self._loop)
                 return
@@ -104,6 +106,7 @@ class Orchestrator:
             ask,
             responder,
             fleet=self._fleet,
+            gate=self._gate,
             codec=self._codec,
             read_prompt=self._read_prompt,
             limits=self._limits,
@@ -115,13 +118,6 @@ class Orchestrator:
         )
         self._journeys[id(journey)] = journey
         self._loop.call_soon_threadsafe(self._begin, journey)
-
-    def _overloaded(self) -> TandemError:
-        return TandemError(
-            "overloaded",
-            f"{self._limits.max_requests} requests are in hand, the limit (limits.max_requests); "
-            f"try again in {self._limits.retry_after_s:g} s",
-        )
 
     # -------------------------------------------------------------- in the event loop
 
@@ -148,7 +144,7 @@ class Orchestrator:
             prompt = await self._read_prompt(ask, max_model_len)
             defaults = self._limits.default_max_tokens, self._codec.eos_token_ids
             stopping = resolve_stopping(ask, len(prompt), max_model_len, *defaults)
-            plan = await self._fleet.plan(prompt, stopping.max_tokens)
+            plan = await self._fleet.plan(prompt, stopping.max_tokens, salt=ask.tenant)
             responder.send({"text_output": text_tensor(msgspec.json.encode(explain(plan)))}, final=True)
         except TandemError as error:
             responder.fail(error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.handle import digest_tokens
@@ -12,6 +14,8 @@ log = logging.getLogger(__name__)
 
 BACK_OFF_S = 0.05
 """Before the first new try; doubled with each."""
+LONGEST_BACK_OFF_S = 0.5
+"""While it waits for room."""
 
 _HANDOVER: frozenset[ErrorCode] = frozenset(
     (
@@ -61,10 +65,20 @@ def find_reason(stopping: Stopping, token_ids: list[int]) -> FinishReason | None
 class Recovery:
     """The tries of one request."""
 
-    def __init__(self, request_id: str, max_migrations: int) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        max_migrations: int,
+        max_queue_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``max_queue_s``: for so long from now on a request that has not begun waits for room where all is full;
+        ``clock`` gives seconds that never run backwards."""
         self._request_id = request_id
         self._max_migrations = max_migrations
         self._failures: list[WorkerFailed] = []
+        self._clock, self._patient_until = clock, clock() + max_queue_s
+        self._refusals = 0
 
     @property
     def migrations(self) -> int:
@@ -85,13 +99,13 @@ class Recovery:
         """The seconds to wait before the request goes on elsewhere, ``num_made`` tokens of its answer being there.
 
         Raises:
-            TandemError: it does not: the error is no worker's, there were tries enough, or there is no room for a
-                request that has not begun.
+            TandemError: it does not: the error is no worker's, there were tries enough, or a request that has not
+                begun has waited too long for room.
         """
         if not isinstance(error, WorkerFailed):
             raise error
         if error.code == "overloaded" and not (num_made or self.migrations):
-            raise error
+            return self._wait_for_room(error)
         if self.migrations >= self._max_migrations:
             raise self._give_up(error, prompt)
         self._failures.append(error)
@@ -104,6 +118,12 @@ class Recovery:
             error,
         )
         return BACK_OFF_S * 2.0 ** (self.migrations - 1)
+
+    def _wait_for_room(self, error: WorkerFailed) -> float:
+        if self._clock() >= self._patient_until:
+            raise error
+        self._refusals += 1
+        return float(min(BACK_OFF_S * 2.0 ** (self._refusals - 1), LONGEST_BACK_OFF_S))
 
     def _give_up(self, error: WorkerFailed, prompt: list[int]) -> TandemError:
         """The last error, and in the log what is needed to find a request that kills workers."""

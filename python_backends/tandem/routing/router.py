@@ -17,6 +17,7 @@ from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
 from tandem.routing.index import PrefixIndex
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
+from tandem.routing.room import Room, find_room
 from tandem.routing.table import Numbers, Places, WorkerTable
 from tandem.routing.worker import Booking
 
@@ -36,6 +37,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The worker that would do both stages; None where that was not weighed."""
     names: Sequence[str]
     policy: str
+
+    @property
+    def first_token_s(self) -> float:
+        """Expected until the first token is there."""
+        way = self.verdict.whole if self.verdict.way == "whole" else self.verdict.split
+        assert way is not None
+        return way.prefill_s
 
     @property
     def workers(self) -> tuple[str | None, str]:
@@ -175,6 +183,10 @@ class Router:
             whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
         verdict = choose_way(self._split(costs, prefill, decode), self._whole(costs, whole))
         return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
+
+    def room(self, kv_share: float) -> Room | None:
+        """How much more the workers can take at once; None where there are none. See ``find_room``."""
+        return find_room(self._table, kv_share)
 
     def commit(self, plan: Plan, now: float) -> Route:
         """Count a plan as chosen: the next one takes it into account."""

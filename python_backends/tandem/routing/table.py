@@ -17,7 +17,18 @@ Flags = NDArray[np.bool_]
 Places = frozenset[int]
 NOBODY: Places = frozenset()
 
-_COLUMNS = ("wait_s", "prefill_s", "step_s", "pull_s", "in_hand", "stalled", "batch_share", "used_share", "block_share")
+_COLUMNS = (
+    "wait_s",
+    "prefill_s",
+    "prefill_step_s",
+    "step_s",
+    "pull_s",
+    "in_hand",
+    "stalled",
+    "batch_share",
+    "used_share",
+    "block_share",
+)
 
 
 class WorkerTable:
@@ -27,6 +38,8 @@ class WorkerTable:
     """Until it has read the prompts that it has in hand."""
     prefill_s: Numbers
     """Per uncached prompt token."""
+    prefill_step_s: Numbers
+    """Per prefill step."""
     step_s: Numbers
     """Per decode step, with one more sequence than now."""
     pull_s: Numbers
@@ -187,4 +200,5 @@ class WorkerTable:
     def _write_speeds(self, place: int) -> None:
         worker = self._workers[place]
         self.prefill_s[place], self.pull_s[place] = worker.prefill_s, worker.pull_s
+        self.prefill_step_s[place] = worker.prefill_step_s
         self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0

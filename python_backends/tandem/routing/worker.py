@@ -49,6 +49,8 @@ class WorkerState:
         self.blocks_total = 0
         self.prefill_s = PREFILL_S
         """Per uncached prompt token."""
+        self.prefill_step_s = 0.0
+        """Per prefill step; 0 where none was measured."""
         self.pull_s = PULL_S
         """Per byte of KV from another worker."""
         self._own, self._sent, self._others = Amounts(), Amounts(), Amounts()
@@ -110,6 +112,7 @@ class WorkerState:
         self.prefill_s = _measured(self._speeds.prefill, self._typical.prefill, PREFILL_S)
         if self._typical.prefill.known and 1 / ALIKE < self.prefill_s / self._typical.prefill.value < ALIKE:
             self.prefill_s = self._typical.prefill.value
+        self.prefill_step_s = _measured(self._speeds.prefill_step, self._typical.prefill_step, 0.0)
         self.pull_s = _measured(self._speeds.pull, self._typical.pull, PULL_S)
         batch = _measured(self._speeds.batch, self._typical.batch, 1.0)
         step_s = _measured(self._speeds.step, self._typical.step, STEP_S)

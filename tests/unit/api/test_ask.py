@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tandem.api.ask import Ask, read_ask, resolve_stopping
+from tandem.api.ask import DEFAULT_PRIORITY, Ask, read_ask, resolve_stopping
 from tandem.api.tensors import Array, ids_tensor, number_tensor, text_tensor
 from tandem.errors import TandemError
 from tandem.messages import Guide
@@ -33,6 +33,13 @@ def test_a_bare_prompt_is_greedy_and_answers_at_once() -> None:
     assert ask.max_tokens is None
     assert ask.sampling.temperature == 0.0
     assert ask.sampling.logprobs is None
+
+
+def test_priority_and_tenant_are_read_and_have_defaults() -> None:
+    given = PROMPT | {"priority": number_tensor(1, np.int32), "tenant": text_tensor("acme.eu:7")}
+    assert (read(given).priority, read(given).tenant) == (1, "acme.eu:7")
+    assert (read(PROMPT).priority, read(PROMPT).tenant) == (DEFAULT_PRIORITY, "")
+    assert read(PROMPT | {"priority": number_tensor(0, np.int32)}).priority == DEFAULT_PRIORITY
 
 
 def test_messages_and_token_ids_are_prompts_too() -> None:
@@ -94,6 +101,9 @@ def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:
         (PROMPT | {"guided_decoding_guide_type": text_tensor("regex")}, "'regex' needs a guided_decoding_guide"),
         (PROMPT | {"top_logprobs": number_tensor(21, np.int32)}, "top_logprobs: 21; expected 0 to 20"),
         (PROMPT | {"timeout_s": number_tensor(0, np.float32)}, "timeout_s: 0; expected more than 0"),
+        (PROMPT | {"priority": number_tensor(10, np.int32)}, "priority: 10; expected 0 to 9"),
+        (PROMPT | {"tenant": text_tensor('a"b')}, "tenant: 'a\"b'; expected at most 64 letters"),
+        (PROMPT | {"tenant": text_tensor("a" * 65)}, "expected at most 64 letters"),
         (PROMPT | {"stop_words": np.array([[b""]], dtype=object)}, "stop_words[0]: 0 bytes long; expected 1 to 256"),
         (PROMPT | {"stop_words": np.array([[b"x" * 300]], dtype=object)}, "stop_words[0]: 300 bytes long"),
         (PROMPT | {"stop_words": np.array([[b"a"] * 17], dtype=object)}, "stop_words: 17 given, at most 16"),

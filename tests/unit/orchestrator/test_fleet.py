@@ -354,7 +354,7 @@ def test_what_failed_a_request_is_avoided_where_there_is_somebody_else() -> None
         prefill, _, route, _ = await site.fleet.route(PROMPT, 8, avoid=everybody)
         route.end()
         assert prefill is not None
-        assert site.fleet.route_now(PROMPT, 8, everybody) is None
+        assert site.fleet.route_now(PROMPT, 8, avoid=everybody) is None
 
     on_site(test, each=2, routing=Routing(policy="round_robin", conditional_disaggregation=False))
 

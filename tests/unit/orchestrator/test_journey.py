@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import msgspec
 import pytest
 
+from tandem.deployment import Limits
 from tandem.errors import TandemError
 from tandem.messages import Decode, Failed, Finished, FinishReason, Generate, Prefill, Prefilled, Tokens
+from tandem.orchestrator.admission import Demand
 from tandem.text.codec import TextCodec
 from tests.unit.orchestrator.trips import TEXT, Trip, travel
 from tests.unit.routing.sites import PREFILL_S
+
+FIRST = Demand(priority=5, tenant="", prompt_tokens=3, max_tokens=3, blocks=1)
+"""Of another request, that is in flight."""
 
 
 def test_a_whole_journey(codec: TextCodec) -> None:
@@ -285,16 +291,79 @@ def test_a_request_s_own_fault_is_not_tried_again(codec: TextCodec, stage: str) 
     assert trip.prefill.cancelled == [trip.id]  # its blocks are not held until the lease ends
 
 
-def test_a_refusal_for_overload_reaches_the_client(codec: TextCodec) -> None:
+def test_a_refusal_for_overload_reaches_the_client_once_the_longest_wait_is_over(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
         trip.prefill.refusal = TandemError("overloaded", "full")
         trip.start()
         await trip.end()
 
-    trip = travel(test, codec)
+    trip = travel(test, codec, limits=Limits(max_queue_s=0.2))
     assert trip.client.error is not None
     assert (trip.client.error.code, trip.client.error.message) == ("overloaded", "full")
     assert trip.decode.work == []
+
+
+def test_a_worker_that_is_full_is_waited_for(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.prefill.refusal = TandemError("overloaded", "full")
+        trip.start()
+        await trip.until(lambda: trip.journey._recovery._refusals == 2)
+        trip.prefill.refusal = None
+        await trip.until(lambda: trip.prefill.work)
+        trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=None, finish_reason="length"))
+        await trip.end()
+
+    trip = travel(test, codec, max_tokens=1)
+    assert trip.client.error is None
+    assert trip.metrics.registry.get_sample_value("tandem_migrations_total", {"reason": "overloaded"}) is None
+
+
+def test_tenants_share_no_cached_blocks(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.decode.say(trip.finished())
+        await trip.end()
+
+    trip = travel(test, codec, tenant="acme", max_tokens=2)
+    assert (trip.workers.salt, trip.prefill.work[0].salt, trip.decode.work[0].salt) == ("acme", "acme", "acme")
+
+
+def test_without_room_a_request_waits_and_its_client_may_leave(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        trip.start()
+        await trip.until(lambda: trip.admission.queue)
+        assert trip.prefill.work == []
+        if trip.journey.ask.request_id == "leaves":
+            trip.journey.cancel()
+            await trip.until(lambda: not trip.admission.queue)
+            trip.gate.leave(first)
+        else:
+            trip.gate.leave(first)
+            await trip.until(lambda: trip.prefill.work)
+            trip.journey.cancel()
+        await trip.end()
+
+    for name in ("leaves", "stays"):
+        trip = travel(test, codec, request_id=name, limits=Limits(max_requests=1))
+        assert len(trip.prefill.work) == (name == "stays")
+
+
+def test_who_has_waited_for_room_too_long_is_told_when_to_come_back(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        trip.start()
+        await trip.until(lambda: trip.client.error)
+        trip.gate.leave(first)
+        await trip.end()
+
+    trip = travel(test, codec, tenant="acme", limits=Limits(max_requests=1, max_queue_s=0.1))
+    assert trip.client.error is not None
+    assert trip.client.error.code == "overloaded"
+    assert "limits.max_queue_s); try again in 1 s" in trip.client.error.message
+    labels = {"reason": "waited", "tenant": "acme"}
+    assert trip.metrics.registry.get_sample_value("tandem_admission_refusals_total", labels) == 1
+    assert trip.metrics.registry.get_sample_value("tandem_admitted_requests") == 0
 
 
 def test_without_workers_nothing_begins(codec: TextCodec) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 from tandem.api.ask import Ask
 from tandem.deployment import Limits
 from tandem.messages import Finished, FinishReason, Prefilled, Pulled, Sampling, StageName, Tokens
+from tandem.orchestrator.admission import Admission
+from tandem.orchestrator.admission_metrics import AdmissionMetrics
 from tandem.orchestrator.attempt import Deadlines
+from tandem.orchestrator.gate import Gate
 from tandem.orchestrator.hedging import Hedging
 from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
@@ -44,6 +47,8 @@ class Trip:
         self.hedging = Hedging(limits)
         self.client, self.workers = Channel(), Workers(each, make_lane)
         self.metrics = OrchestratorMetrics()
+        self.admission = Admission(limits, self.workers.router.room)
+        self.gate = Gate(self.admission, AdmissionMetrics(self.metrics.registry))
         self.read_started, self.may_read = asyncio.Event(), asyncio.Event()
         self.may_read.set()
         self.codec = codec
@@ -53,6 +58,7 @@ class Trip:
             Ask(**given | fields),
             self.client,
             fleet=self.workers,  # type: ignore[arg-type]
+            gate=self.gate,
             codec=codec,
             read_prompt=self._read,
             limits=limits,
@@ -93,6 +99,8 @@ class Trip:
         await asyncio.wait_for(self.task, DEADLINE_S)
         assert self.client.closed
         assert self.workers.idle()
+        assert not self.admission.in_flight
+        assert not self.admission.queue
 
     async def reach_prefill(self) -> None:
         self.start()

@@ -11,7 +11,7 @@ from tandem.lanes.client import Mailbox
 from tandem.messages import AnyWork, EngineEvent, Failed, StageName
 from tandem.orchestrator.fleet import Assignment
 from tandem.routing.router import Plan
-from tests.unit.routing.sites import info, make_router, stored
+from tests.unit.routing.sites import BLOCK, info, make_router, stored
 
 STAGES: tuple[StageName, StageName] = ("prefill", "decode")
 
@@ -78,18 +78,35 @@ class Workers:
         self.prefill, self.decode = self.lanes["prefill_0"], self.lanes["decode_0"]
         self.error: TandemError | None = None
 
+    block_size = BLOCK
+
     async def max_model_len(self) -> int:
         if self.error:
             raise self.error
         return 64
 
     async def route(
-        self, token_ids: list[int], max_tokens: int, *, avoid: Collection[str] = (), patience_s: float | None = None
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        *,
+        salt: str = "",
+        avoid: Collection[str] = (),
+        patience_s: float | None = None,
     ) -> Assignment:
         self.patience_s = patience_s
-        return self.route_now(token_ids, max_tokens, avoid) or self._assign(self._plan(token_ids, max_tokens, ()))
+        return self.route_now(token_ids, max_tokens, salt=salt, avoid=avoid) or self._assign(
+            self._plan(token_ids, max_tokens, ())
+        )
 
-    def route_now(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Assignment | None:
+    def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
+        self.salt = salt
+        return self._plan(token_ids, max_tokens, ()).first_token_s
+
+    def route_now(
+        self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
+    ) -> Assignment | None:
+        self.salt = salt
         try:
             return self._assign(self._plan(token_ids, max_tokens, avoid))
         except TandemError:
