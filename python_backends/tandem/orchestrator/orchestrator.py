@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 LONG_TEXT = 20_000
 """Characters beyond which tokenizing would hold up the event loop."""
 DRAIN_S = 5.0
-"""Time that running requests get to end by themselves."""
+"""Time that running requests get to end by themselves, and to hear of it when they do not. Those of a gateway alone have
+``limits.drain_s``, the latter included."""
 DRAIN_POLL_S = 0.1
 STOP_TIMEOUT_S = 2.0
 
@@ -53,6 +54,7 @@ class Orchestrator:
         self._metrics = metrics
         self._drain_mark = drain_mark
         self._draining = False
+        self._drain_s = DRAIN_S if deployment.workers_here else max(DRAIN_S, deployment.limits.drain_s - DRAIN_S)
         self._fleet = Fleet(deployment, transport)
         self._journeys: dict[int, Journey] = {}
         self._loop = asyncio.new_event_loop()
@@ -159,7 +161,7 @@ class Orchestrator:
         while not self._drain_mark.asked:
             await asyncio.sleep(DRAIN_POLL_S)
         self._draining = True
-        if not await self._all_ended(DRAIN_S):
+        if not await self._all_ended(self._drain_s):
             for journey in self._journeys.values():
                 journey.interrupt(TandemError("worker_lost", "the server is shutting down"))
             await self._all_ended(DRAIN_S)

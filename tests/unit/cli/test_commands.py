@@ -87,7 +87,7 @@ def test_a_part_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> N
 def test_one_of_several_servers_needs_a_key_that_the_others_know(tmp_path: Path) -> None:
     spread = write_deployment(tmp_path, extra='address = "10.0.0.1:8001"')
     done = tandem("serve", spread, "--only", "decode_0", TANDEM_HANDLE_KEY="")
-    check_refused(done, 2, "TANDEM_HANDLE_KEY", "the same for all workers of a deployment", "openssl rand")
+    check_refused(done, 2, "TANDEM_HANDLE_KEY", "the same for all parts of a deployment", "openssl rand")
 
 
 def test_missing_model_is_said_before_anything_starts(tmp_path: Path) -> None:
