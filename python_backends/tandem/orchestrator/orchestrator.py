@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 LONG_TEXT = 20_000
 """Characters beyond which tokenizing would hold up the event loop."""
 DRAIN_S = 5.0
-"""Time that running requests get to end by themselves, and to hear of it when they do not. Those of a gateway alone have
-``limits.drain_s``, the latter included."""
+"""Time that running requests get to end by themselves, and then to hear that they do not. Those of a gateway alone have
+``limits.drain_s`` for both."""
 DRAIN_POLL_S = 0.1
 STOP_TIMEOUT_S = 2.0
 
