@@ -58,16 +58,18 @@ def main(
     signal.signal(signal.SIGTERM, _leave)
     chosen = [step for step in STEPS if not only or step.__name__ in only.split(",")]
     report = Report()
-    with docker(), contextlib.ExitStack() as ends:
-        if image or report.do("image", build_image):
-            stack = Stack(image or IMAGE)
-            ends.callback(stack.down)
-            if report.do("start", lambda: stack.up(prefill=2)):
-                for step in chosen:
-                    report.do(step.__name__.replace("_", " "), lambda step=step: step(stack))  # type: ignore[misc]
-            report.do("end", stack.down)
-            report.do("nothing left", lambda: _require_nothing(stack))
-    report.show()
+    try:
+        with docker(), contextlib.ExitStack() as ends:
+            if image or report.do("image", build_image):
+                stack = Stack(image or IMAGE)
+                ends.callback(stack.down)
+                if report.do("start", lambda: stack.up(prefill=2)):
+                    for step in chosen:
+                        report.do(step.__name__.replace("_", " "), lambda step=step: step(stack))  # type: ignore[misc]
+                report.do("end", stack.down)
+                report.do("nothing left", lambda: _require_nothing(stack))
+    finally:
+        report.show()
     sys.exit(report.failed)
 
 
