@@ -125,7 +125,7 @@ def thieves(stack: Stack) -> str:
     key = bytes.fromhex((stack.secrets / "worker/handle_key").read_text().split()[0])
     text = script("thief", f"main({access_word(key)!r})")
     told = json.loads(
-        stack.visit(script, network="default", volumes=(f"{stack.stolen()}:/run/tandem:ro",)).splitlines()[-1]
+        stack.visit(text, network="default", volumes=(f"{stack.stolen()}:/run/tandem:ro",)).splitlines()[-1]
     )
     wanted = dict.fromkeys(("hello", "cancel", "plain request", "guessed access"), "[forbidden]")
     wanted |= {"forged handle": "[handle_forged]"}

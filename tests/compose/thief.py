@@ -1,7 +1,6 @@
 """Run inside the workers' network with a worker's certificate, but without the handle key: prints what it is told.
 
-The last line is a JSON object, attempt → answer. ``access`` is what one says who may
-call stages.
+The last line is a JSON object, attempt → answer. ``access`` is what those say who may call stages.
 """
 
 from __future__ import annotations
