@@ -45,8 +45,8 @@ def no_failures(load: Load) -> str:
 
 
 def only_lost(load: Load, losses: int) -> str:
-    """As ``no_failures``, where workers were lost as often: what they had in hand, or were sent until that was noticed, may
-    fail, if it says why."""
+    """As ``no_failures``, where workers were lost as often: what they had in hand, or were sent until that was noticed,
+    may fail, if it says why."""
     failures = load.failures
     wrong = [text for text in failures if not any(f"[{code}]" in text for code in LOST)]
     require(not wrong, f"{len(wrong)} of {len(load.answers)} requests failed: {wrong[:3]}")
