@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.compose.machine import IMAGE, build_image, docker
@@ -39,7 +40,9 @@ class Report:
             traceback.print_exc()
             result, good = f"{type(error).__name__}: {error}", False
             self.failed = True
-        self._table.add_row(name, f"{time.monotonic() - start:.0f}", f"[{'green' if good else 'red'}]{result[:400]}[/]")
+        self._table.add_row(
+            name, f"{time.monotonic() - start:.0f}", f"[{'green' if good else 'red'}]{escape(result[:400])}[/]"
+        )
         return good
 
     def show(self) -> None:
