@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.compose.machine import IMAGE, build_image, docker
@@ -39,7 +40,9 @@ class Report:
             traceback.print_exc()
             result, good = f"{type(error).__name__}: {error}", False
             self.failed = True
-        self._table.add_row(name, f"{time.monotonic() - start:.0f}", f"[{'green' if good else 'red'}]{result[:400]}[/]")
+        self._table.add_row(
+            name, f"{time.monotonic() - start:.0f}", f"[{'green' if good else 'red'}]{escape(result[:400])}[/]"
+        )
         return good
 
     def show(self) -> None:
@@ -58,16 +61,18 @@ def main(
     signal.signal(signal.SIGTERM, _leave)
     chosen = [step for step in STEPS if not only or step.__name__ in only.split(",")]
     report = Report()
-    with docker(), contextlib.ExitStack() as ends:
-        if image or report.do("image", build_image):
-            stack = Stack(image or IMAGE)
-            ends.callback(stack.down)
-            if report.do("start", lambda: stack.up(prefill=2)):
-                for step in chosen:
-                    report.do(step.__name__.replace("_", " "), lambda step=step: step(stack))  # type: ignore[misc]
-            report.do("end", stack.down)
-            report.do("nothing left", lambda: _require_nothing(stack))
-    report.show()
+    try:
+        with docker(), contextlib.ExitStack() as ends:
+            if image or report.do("image", build_image):
+                stack = Stack(image or IMAGE)
+                ends.callback(stack.down)
+                if report.do("start", lambda: stack.up(prefill=2)):
+                    for step in chosen:
+                        report.do(step.__name__.replace("_", " "), lambda step=step: step(stack))  # type: ignore[misc]
+                report.do("end", stack.down)
+                report.do("nothing left", lambda: _require_nothing(stack))
+    finally:
+        report.show()
     sys.exit(report.failed)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+import grpc
 import tritonclient.grpc.aio as grpc_aio
 
 from tests.integration.clients import Answer, ask
@@ -91,7 +92,10 @@ class Load:
             while not self._ended.is_set():
                 prompt = [random.randrange(1, 40_000) for _ in range(20)]
                 inputs = {"input_ids": prompt, "max_tokens": self._tokens, "ignore_eos": True, "stream": True}
-                answer = await ask(client, "llm", inputs)
+                try:
+                    answer = await ask(client, "llm", inputs)
+                except grpc.RpcError as error:
+                    answer = Answer(error=str(error))
                 if self.gateway_restarts and answer.error is not None and not answer.output_ids:
                     self.again += 1
                     await asyncio.sleep(0.2)

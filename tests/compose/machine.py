@@ -172,7 +172,7 @@ class _Directories(http.server.SimpleHTTPRequestHandler):
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def translate_path(self, path: str) -> str:
-        wanted = Path(os.path.normpath("/" + urllib.parse.unquote(path.partition("?")[0])))
+        wanted = Path(os.path.normpath(urllib.parse.unquote(path.partition("?")[0])))
         allowed = any(wanted.is_relative_to(root) for root in self._roots)
         return str(wanted) + ("/" if path.endswith("/") else "") if allowed else "/nonexistent"
 

@@ -89,7 +89,3 @@ def main() -> None:
         doors[f"stage {stage} at gateway"] = lambda stage=stage: answers(f"http://gateway:8000/v2/models/{stage}")
     assert answers("http://gateway:8000/v2/health/ready"), "the gateway is not reached at all"
     print(json.dumps({"tried": len(doors), "opened": [door for door, opens in doors.items() if opens()]}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Run inside the workers' network with Prometheus's certificate: reads the metrics of all servers, as that does.
 
-The last line is a JSON object, address → how many samples are Tandem's. ``PLACES`` is put in: address → role.
+The last line is a JSON object, address → how many samples are Tandem's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,3 @@ def read(address: str, role: str) -> int:
 
 def main(places: dict[str, str]) -> None:
     print(json.dumps({address: read(address, role) for address, role in places.items()}))
-
-
-if __name__ == "__main__":
-    main(PLACES)  # type: ignore[name-defined]  # noqa: F821

@@ -18,6 +18,8 @@ from tests.compose.machine import ROOT, compose_program, run
 
 HEALTHY_S = 420.0
 STOP_S = 150.0
+OWNER = 10001
+"""The user that containers run as."""
 WORKERS = ("prefill", "decode", "group")
 
 _ROUTING = """
@@ -154,6 +156,16 @@ class Stack:
         ]
         command = ["docker", "run", *options, "--label", f"com.docker.compose.project={self.project}", self.image]
         return run(*command, "python", "-", input=script, timeout=timeout)
+
+    def stolen(self) -> Path:
+        """A directory with a worker's certificate, and nothing else."""
+        place = self._home / "stolen"
+        place.mkdir(exist_ok=True)
+        for name in ("ca.pem", "certificate.pem", "key.pem"):
+            shutil.copy(self.secrets / "worker" / name, place)
+        for path in (place, *place.iterdir()):
+            os.chown(path, OWNER, OWNER)
+        return place
 
     def loads(self) -> dict[str, list[int]]:
         """Worker → requests queued and running there, and handles that nobody has redeemed."""

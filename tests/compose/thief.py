@@ -1,6 +1,6 @@
 """Run inside the workers' network with a worker's certificate, but without the handle key: prints what it is told.
 
-The last line is a JSON object, attempt → answer. ``ACCESS`` is put before this text: what one who may call stages says.
+The last line is a JSON object, attempt → answer. ``access`` is what those say who may call stages.
 """
 
 from __future__ import annotations
@@ -80,7 +80,3 @@ def main(access: str) -> None:
     told["forged handle"] = call("decode", access, forged, ids).get("error", "answered")
     told["true handle"] = call("decode", access, first["kv_handle"], ids).get("error", "answered")
     print(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(ACCESS)  # type: ignore[name-defined]  # noqa: F821

@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 LONG_TEXT = 20_000
 """Characters beyond which tokenizing would hold up the event loop."""
 DRAIN_S = 5.0
-"""Time that running requests get to end by themselves."""
+"""Time that running requests get to end by themselves, and then to hear that they do not. Those of a gateway alone have
+``limits.drain_s`` for both."""
 DRAIN_POLL_S = 0.1
 TELL_S = 1.0
 """Between two looks at the workers' states, for metrics."""
@@ -64,6 +65,7 @@ class Orchestrator:
         self._drain_mark = drain_mark
         self._tracer, self._is_logged = tracer, deployment.logging.requests
         self._draining = False
+        self._drain_s = DRAIN_S if deployment.workers_here else max(DRAIN_S, deployment.limits.drain_s - DRAIN_S)
         self._fleet = Fleet(deployment, transport)
         self._gate = Gate(Admission(deployment.limits, self._fleet.room), AdmissionMetrics(metrics.registry))
         self._journeys: dict[int, Journey] = {}
@@ -174,7 +176,7 @@ class Orchestrator:
         while not self._drain_mark.asked:
             await asyncio.sleep(DRAIN_POLL_S)
         self._draining = True
-        if not await self._all_ended(DRAIN_S):
+        if not await self._all_ended(self._drain_s):
             for journey in self._journeys.values():
                 journey.interrupt(TandemError("worker_lost", "the server is shutting down"))
             await self._all_ended(DRAIN_S)
