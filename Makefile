@@ -7,6 +7,7 @@ PROMPT       ?= What is the capital of France? Answer in one sentence.
 HTTP_PORT    ?= 8000
 GRPC_PORT    ?= 8001
 METRICS_PORT ?= 8002
+MINUTES      ?= 30
 
 DEMO_MODEL := .tandem/models/smollm2-135m-instruct/tandem.json
 BIN        := .venv/bin
@@ -15,7 +16,7 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-gpu lint bench bench-router simulate perf soak fuzz clean core dev triton
+.PHONY: help demo serve test test-gpu lint bench bench-router simulate perf soak soak-faults disruption fuzz clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -25,6 +26,8 @@ help:
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
+	@echo "make disruption  parts of six hosts killed, stopped, cut off in turn under 64 streams: nothing is lost (root)"
+	@echo "make soak-faults a fault every 10 s under mixed load                                   (MINUTES=30, root)"
 	@echo "make fuzz    10,000 malformed requests: each is answered, nothing dies"
 	@echo "make clean   remove everything that was set up"
 
@@ -60,6 +63,12 @@ perf: dev triton $(DEMO_MODEL)
 
 soak: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/soak.py
+
+disruption: dev triton $(DEMO_MODEL)
+	$(BIN)/pytest tests/disruption
+
+soak-faults: dev triton $(DEMO_MODEL)
+	$(BIN)/python loadtest/fault_soak.py $(MINUTES)
 
 fuzz: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/fuzz.py
