@@ -60,7 +60,7 @@ async def stop_engine(cluster: Cluster, hosts: Sequence[Host]) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def stop_host(cluster: Cluster, hosts: Sequence[Host]) -> AsyncIterator[None]:
+async def stop_host(_: Cluster, hosts: Sequence[Host]) -> AsyncIterator[None]:
     """All that was started there."""
     stopped = [process for host in hosts for process in host.processes()]
     for process in stopped:
@@ -173,9 +173,7 @@ FAULTS = [
     Fault("decode engine stopped", "SIGSTOP to the engine", "SIGCONT after 8 s", stop_engine, "decode", (1,), 8.0),
     Fault("prefill Triton killed", "SIGKILL to tritonserver", "served again", kill_server, "prefill"),
     Fault("decode Triton killed", "SIGKILL to tritonserver", "served again", kill_server, "decode"),
-    Fault(
-        "decode host stopped", "SIGSTOP to all of its processes", "SIGCONT after 8 s", stop_host, "decode", (0,), 8.0
-    ),
+    Fault("decode host stopped", "SIGSTOP to all processes", "SIGCONT after 8 s", stop_host, "decode", (0,), 8.0),
     Fault("prefill host lost", "link cut, SIGKILL to all", "mended, served again", lose_host, "prefill", (1,)),
     Fault("decode host lost", "link cut, SIGKILL to all", "mended, served again", lose_host, "decode", (1,)),
     Fault("prefill link cut", "link down", "up after 8 s", cut_link, "prefill", (0,), 8.0),

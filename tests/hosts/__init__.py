@@ -50,7 +50,7 @@ exec "$@"
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Host:
     """One host."""
 

@@ -1,7 +1,7 @@
 """A bad cable between two interfaces: what comes in at one goes out at the other, later or not at all.
 
 ``python wire.py ONE OTHER DELAY_S LOSS SEED``; ends at the end of its stdin. In place of the kernel's netem, which not
-every kernel has. A frame here may stand for many packets of TCP, which the kernel cuts only where it leaves the machine.
+every kernel has. A frame here may be many packets of TCP, which the kernel cuts only where they leave the machine.
 """
 
 from __future__ import annotations

@@ -16,6 +16,16 @@ PIECE_BYTES = 32 << 20
 """Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
 
 
+STUCK_TIMEOUTS = 5
+"""A read that has not ended after so many of its timeouts never will: a peer that was stopped has gone on or was
+replaced by then, and either ends it."""
+
+
+class ReadStuck(Exception):
+    """A read of which nothing more is heard, neither bytes nor an error: only the end of this process, and with it of
+    all that its network library holds, gives the blocks back and lets the peer be read from again."""
+
+
 class _Stream:
     """What comes from one source rank."""
 
@@ -59,7 +69,7 @@ class _Stream:
 
 
 class PartRead:
-    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``."""
+    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled`` and ``check_stuck``."""
 
     def __init__(
         self,
@@ -143,6 +153,20 @@ class PartRead:
                     continue
         return not self.is_writing
 
+    def check_stuck(self) -> None:
+        """To be called while it is watched after its end.
+
+        Raises:
+            ReadStuck: a read is under way that will not end.
+        """
+        for stream in self._streams:
+            waited = self._clock() - stream.began
+            if stream.read is not None and waited > STUCK_TIMEOUTS * self._timeout_s:
+                raise ReadStuck(
+                    f"a read of lease {self.handle.lease_id} from KV worker {stream.remote.name} has not ended after "
+                    f"{waited:.0f} s, well or badly: its blocks and that connection are lost to this process"
+                )
+
     def stop(self, reason: TandemError) -> None:
         """End with ``reason`` as soon as no read is under way, even where all is there."""
         self._stop_reason = self._stop_reason or reason
@@ -175,6 +199,7 @@ class PartRead:
         now = self._clock()
         for stream in self._streams:
             if stream.read is not None and now - stream.began > self._timeout_s:
+                stream.remote.lost = True  # nobody else waits for it; once this read has ended it is connected anew
                 raise self._stop_reason or TandemError(
                     "transfer_failed",
                     f"reading lease {self.handle.lease_id} of KV worker {stream.remote.name}: no answer within "
