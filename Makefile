@@ -68,7 +68,7 @@ disruption: dev triton $(DEMO_MODEL)
 	$(BIN)/pytest tests/disruption
 
 soak-faults: dev triton $(DEMO_MODEL)
-	$(BIN)/python loadtest/fault_soak.py $(MINUTES)
+	PYTHONPATH=. $(BIN)/python loadtest/fault_soak.py $(MINUTES)
 
 fuzz: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/fuzz.py

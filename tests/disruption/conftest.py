@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.disruption.cluster import Cluster, make_cluster
-from tests.disruption.load import ask_undisturbed, make_requests
-from tests.disruption.scenario import Requests, Row
+from tests.disruption.load import Requests, ask_undisturbed, make_requests
+from tests.disruption.scenario import Row
 
 rows: list[Row] = []
 
@@ -24,8 +24,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def requests(cluster: Cluster) -> Requests:
     """What is asked, and the undisturbed answers."""
-    asked = make_requests()
-    return Requests(asked, ask_undisturbed(cluster, asked))
+    return ask_undisturbed(cluster, make_requests())
 
 
 @pytest.fixture(scope="session")

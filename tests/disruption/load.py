@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tritonclient.grpc.aio as grpc_aio
@@ -30,7 +32,7 @@ def make_requests() -> list[dict[str, Any]]:
     return [make_request(n) | {"timeout_s": TIMEOUT_S} for n in numbers]
 
 
-def ask_undisturbed(cluster: Cluster, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ask_undisturbed(cluster: Cluster, requests: list[dict[str, Any]]) -> Requests:
     """The answers that all others are held to. Asked twice, the second time with all of their KV cached.
 
     Raises:
@@ -41,18 +43,30 @@ def ask_undisturbed(cluster: Cluster, requests: list[dict[str, Any]]) -> list[di
     for request, one, other in zip(requests, first, second, strict=True):
         if one.error is not None or told(one) != told(other):
             raise RuntimeError(f"{request}: {told(one)}, then {told(other)}")
-    return [told(answer) for answer in first]
+    return Requests(requests, [told(answer) for answer in first])
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is asked, and what must come."""
+
+    asked: list[dict[str, Any]]
+    expected: list[dict[str, Any]]
 
 
 class Load:
     """See the module. ``async with``: ends when all streams have ended by themselves."""
 
-    def __init__(self, cluster: Cluster, requests: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-        self._cluster, self._requests, self._expected = cluster, requests, expected
+    def __init__(self, cluster: Cluster, requests: Requests, *, leave_share: float = 0.0, seed: int = 1) -> None:
+        """``leave_share``: of the clients, those who leave in the midst of their answer, as drawn by ``seed``."""
+        self._cluster, self._requests, self._expected = cluster, requests.asked, requests.expected
+        self._leave_share, self._draw = leave_share, random.Random(seed)
         self.done = 0
         """Answers that were as they should be."""
         self.retried = 0
         """Requests that the other gateway answered, since theirs was struck."""
+        self.left = 0
+        """Clients who left, with what they should have got by then."""
         self.tokens = 0
         self.slowest = 0.0
         self.wrong: list[str] = []
@@ -129,7 +143,9 @@ class Load:
             self.tokens += len(answer.output_ids) - seen
             seen = len(answer.output_ids)
 
-        asked = ask(self._clients[gateway], "llm", self._requests[number], on_response=count)
+        leaves = self._draw.random() < self._leave_share
+        leave_after = self._draw.randint(1, 12) if leaves else None
+        asked = ask(self._clients[gateway], "llm", self._requests[number], leave_after=leave_after, on_response=count)
         began = time.monotonic()
         try:
             answer = await asyncio.wait_for(asked, TIMEOUT_S + MARGIN_S)
@@ -142,6 +158,9 @@ class Load:
     def _take(self, number: int, answer: Answer, seconds: float) -> None:
         self.slowest = max(self.slowest, seconds)
         got, expected = told(answer), self._expected[number]
+        if "left" in answer.facts and answer.output_ids == expected["ids"][: len(answer.output_ids)]:
+            self.left += 1
+            return
         if got != expected:
             self.wrong.append(f"{self._requests[number]}: {got} instead of {expected}; {answer.facts}")
             return

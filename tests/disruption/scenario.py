@@ -5,20 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from tests.disruption.cluster import Cluster
 from tests.disruption.faults import Fault
-from tests.disruption.load import Load, nothing_left
+from tests.disruption.load import Load, Requests, nothing_left
 from tests.hosts import Host
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What is asked, and what must come."""
-
-    asked: list[dict[str, Any]]
-    expected: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ async def run_fault(cluster: Cluster, requests: Requests, fault: Fault) -> Row:
     """Strike under 64 streams, repair, and go on until those who were struck have work again."""
     began = time.monotonic()
     hosts = fault.hosts(cluster)
-    async with Load(cluster, requests.asked, requests.expected) as load:
+    async with Load(cluster, requests) as load:
         await load.more_tokens(300)
         await strike(cluster, load, fault, hosts)
     assert not load.wrong, load.wrong

@@ -14,8 +14,8 @@ import pytest
 
 from tests.disruption.cluster import Cluster
 from tests.disruption.faults import FAULTS, Fault, restart_server
-from tests.disruption.load import Load, nothing_left
-from tests.disruption.scenario import Requests, Row, run_fault, strike
+from tests.disruption.load import Load, Requests, nothing_left
+from tests.disruption.scenario import Row, run_fault, strike
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
@@ -29,7 +29,7 @@ def test_rolling_restart(cluster: Cluster, requests: Requests, summary: list[Row
     async def run() -> Row:
         began = time.monotonic()
         parts = [(part, n) for part in ("prefill", "decode", "gateway") for n in range(2)]
-        async with Load(cluster, requests.asked, requests.expected) as load:
+        async with Load(cluster, requests) as load:
             await load.more_tokens(300)
             for part, number in parts:
                 fault = Fault("", "", "", restart_server, part, (number,))
