@@ -39,7 +39,7 @@ def ask_undisturbed(cluster: Cluster, requests: list[dict[str, Any]]) -> Request
         RuntimeError: the two differ, or one failed.
     """
     url = url_of(cluster.gateways[0])
-    first, second = (asyncio.run(ask_all(url, "llm", requests, at_once=n)) for n in (STREAMS, 8))
+    first, second = (asyncio.run(ask_all(url, "llm", requests, at_once=n)) for n in (STREAMS, STREAMS // 2))
     for request, one, other in zip(requests, first, second, strict=True):
         if one.error is not None or told(one) != told(other):
             raise RuntimeError(f"{request}: {told(one)}, then {told(other)}")

@@ -69,8 +69,8 @@ class _Stream:
 
 
 class PartRead:
-    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``, and where it has
-    not, ``check_stuck``."""
+    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``, and where it
+    has not, ``check_stuck``."""
 
     def __init__(
         self,
