@@ -26,7 +26,7 @@ from tests.hosts import Host, Hosts, make_hosts
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".tandem" / "models" / "smollm2-135m-instruct"
-PORTS = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
+PORTS: dict[str, Any] = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
 """Of hosts that have no other servers."""
 PARTS = ["gateway", "gateway", "prefill", "prefill", "decode", "decode"]
 """By host."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import tritonclient.grpc.aio as grpc_aio
 
 from tests.disruption.cluster import Cluster, url_of
@@ -101,6 +102,9 @@ class Load:
         end = time.monotonic() + PATIENCE_S
         while not condition():
             assert not self.wrong, self.wrong
+            for task in self._tasks:
+                if task.done():
+                    task.result()
             assert time.monotonic() < end, f"not within {PATIENCE_S:g} s: {what}"
             await asyncio.sleep(0.05)
 
@@ -151,6 +155,8 @@ class Load:
             answer = await asyncio.wait_for(asked, TIMEOUT_S + MARGIN_S)
         except asyncio.TimeoutError:
             answer = Answer()
+        except grpc.RpcError as error:  # the connection broke
+            answer = Answer(error=str(error))
         if time.monotonic() - began >= TIMEOUT_S + MARGIN_S:
             answer.error = f"HUNG: no end of it {MARGIN_S:g} s after its deadline"
         return answer
