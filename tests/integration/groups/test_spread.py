@@ -180,8 +180,8 @@ def test_hosts_that_come_and_go(cluster: Cluster, model: Path) -> None:
 
 
 async def come_and_go(cluster: Cluster) -> None:
-    """One joins, is named no more and hard to reach, is killed and returns; the other drains and leaves: only who was on
-    the killed one notices."""
+    """One joins, is named no more and hard to reach, is killed and returns; the other drains and leaves: only who was
+    on the killed one notices."""
     first, second = cluster.hosts[2], cluster.hosts[3]
     async with grpc_aio.InferenceServerClient(cluster.url) as client, Load(client) as load:
         await load.seen_on(first)
