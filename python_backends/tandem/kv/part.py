@@ -17,13 +17,13 @@ PIECE_BYTES = 32 << 20
 
 
 STUCK_TIMEOUTS = 5
-"""A read that has not ended after so many of its timeouts never will: a peer that was stopped has gone on or was
-replaced by then, and either ends it."""
+"""So many of its timeouts a read may take to end, well or badly, until a peer that still grants leases is taken to be
+out of reach for good."""
 
 
 class ReadStuck(Exception):
-    """A read of which nothing more is heard, neither bytes nor an error: only the end of this process, and with it of
-    all that its network library holds, gives the blocks back and lets the peer be read from again."""
+    """A peer that is there cannot be read from, since an earlier read from it does not end. Only the end of this
+    process, and with it of all that its network library holds, gives blocks and connection back."""
 
 
 class _Stream:
@@ -69,8 +69,7 @@ class _Stream:
 
 
 class PartRead:
-    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``, and where it
-    has not, ``check_stuck``."""
+    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``."""
 
     def __init__(
         self,
@@ -154,20 +153,6 @@ class PartRead:
                     continue
         return not self.is_writing
 
-    def check_stuck(self) -> None:
-        """To be called while it is watched after its end.
-
-        Raises:
-            ReadStuck: a read is under way that will not end.
-        """
-        for stream in self._streams:
-            waited = self._clock() - stream.began
-            if stream.read is not None and waited > STUCK_TIMEOUTS * self._timeout_s:
-                raise ReadStuck(
-                    f"a read of lease {self.handle.lease_id} from KV worker {stream.remote.name} has not ended after "
-                    f"{waited:.0f} s, well or badly: its blocks and that connection are lost to this process"
-                )
-
     def stop(self, reason: TandemError) -> None:
         """End with ``reason`` as soon as no read is under way, even where all is there."""
         self._stop_reason = self._stop_reason or reason
@@ -175,6 +160,20 @@ class PartRead:
     def reads_from(self, remote: Remote) -> bool:
         """Whether a read from ``remote`` is under way."""
         return any(stream.read is not None and stream.remote is remote for stream in self._streams)
+
+    def check_stuck(self, remote: Remote) -> None:
+        """To be called when ``remote`` has granted another lease, and cannot be read from for this read.
+
+        Raises:
+            ReadStuck: nor will it be.
+        """
+        for stream in self._streams:
+            waited = self._clock() - stream.began
+            if stream.read is not None and stream.remote is remote and waited > STUCK_TIMEOUTS * self._timeout_s:
+                raise ReadStuck(
+                    f"the read of lease {self.handle.lease_id} of KV worker {remote.name} has not ended after "
+                    f"{waited:.0f} s, well or badly; that worker is there, but cannot be read from any more"
+                )
 
     def _step(self, stream: _Stream) -> bool:
         if stream.done or (stream.read is None and self._stop_reason is not None):

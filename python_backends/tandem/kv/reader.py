@@ -104,8 +104,6 @@ class KvReader(TransferThread):
             if part.has_settled():
                 self._lingering.remove(part)
                 self._report(part, TandemError("transfer_failed", "the read that was given up has ended"))
-            else:
-                part.check_stuck()
         return busy
 
     def _abort(self, request_id: str) -> None:

@@ -199,14 +199,8 @@ class KvTransfer(TransferThread):
             log.exception("on_done of request %s failed", pull.request_id)
 
     def _release(self, pull: Pull) -> None:
-        """Unpin the blocks of a pull that nobody writes for any more.
-
-        Raises:
-            ReadStuck: that will never be so.
-        """
-        if pull.may_write():
-            pull.part.check_stuck()
-        else:
+        """Unpin the blocks of a pull that nobody writes for any more."""
+        if not pull.may_write():
             del self._lingering[pull.request_id]
             self._in_use.discard(pull.request_id)
             self._leases.pool.unpin(pull.part.local_ids)

@@ -64,11 +64,13 @@ def test_pulls_are_refused_at_once_until_the_read_has_ended() -> None:
     assert [pair.decode.memory[block] for block in third] == ["third", "third"]
 
 
-def test_a_read_that_never_ends_ends_the_transfer() -> None:
-    """And with its thread the process, which is started again."""
+def test_a_peer_that_is_there_but_cannot_be_read_from_ends_the_transfer() -> None:
+    """And with its thread the process, which is started again. As long as that peer grants nothing, nothing happens."""
     pair = Pair()
     pair.decode.now += (STUCK_TIMEOUTS - 1) * TIMEOUT_S - 0.2
-    pair.decode.transfer.turn()
+    pair.pull("second")
+    assert "is lost" in pair.error("second")
     pair.decode.now += 0.2
+    pair.decode.transfer.turn()
     with pytest.raises(ReadStuck, match="has not ended after 10 s"):
-        pair.decode.transfer.turn()
+        pair.pull("third")
