@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from pathlib import Path
 
 import psutil
 
-from tests.disruption.cluster import Cluster
+from tests.disruption.cluster import Cluster, url_of
 from tests.hosts import Host
+from tests.integration.clients import ask_all
 
 Strike = Callable[[Cluster, Sequence[Host]], AbstractAsyncContextManager[None]]
+NOTICED_S = 90.0
 NOBODY = ".250"
 """The last part of an address that no host has."""
 
@@ -130,11 +134,19 @@ async def flap_names(cluster: Cluster, hosts: Sequence[Host]) -> AsyncIterator[N
 
 @contextlib.asynccontextmanager
 async def fill_disk(cluster: Cluster, hosts: Sequence[Host]) -> AsyncIterator[None]:
-    """The disk below KV memory: no byte is left on it."""
+    """The disk below KV memory: no byte is left on it. New prompts are read until each worker has noticed."""
     fillers = [cluster.disk(host) / "filler" for host in hosts]
+    before = now = await asyncio.to_thread(disk_errors, cluster, hosts)
     try:
         for filler in fillers:
             await asyncio.to_thread(fill, filler)
+        end = time.monotonic() + NOTICED_S
+        while not all(count > then for count, then in zip(now, before, strict=True)):
+            assert time.monotonic() < end, f"no disk was found full within {NOTICED_S:g} s"
+            prompts = [{"input_ids": random.choices(range(100, 40000), k=128), "max_tokens": 1} for _ in range(4)]
+            answers = await ask_all(url_of(cluster.gateways[0]), "llm", prompts, at_once=4)
+            assert [answer.error for answer in answers] == [None] * 4
+            now = await asyncio.to_thread(disk_errors, cluster, hosts)
         yield
     finally:
         for filler in fillers:
@@ -157,6 +169,12 @@ def resume(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGCONT)
+
+
+def disk_errors(cluster: Cluster, hosts: Sequence[Host]) -> list[int]:
+    """How often each worker could not write to its disk, or read from it."""
+    replies = [cluster.hello(host) for host in hosts]
+    return [reply.load.tier.errors if reply and reply.load.tier else 0 for reply in replies]
 
 
 def fill(filler: Path) -> None:
