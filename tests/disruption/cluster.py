@@ -116,9 +116,7 @@ class Cluster:
         for found in host.processes():
             if "serve" in found.cmdline():
                 found.send_signal(signal.SIGTERM)
-        status = self._running.pop(host.name).wait(ENDED_S)
-        self.await_empty(host)
-        return status
+        return self._await_end(host)
 
     def kill(self, host: Host, which: Callable[[psutil.Process], bool]) -> None:
         """SIGKILL to some processes of a host; all others have to end by themselves."""
@@ -126,12 +124,15 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 if which(found):
                     found.kill()
-        self._running.pop(host.name).wait(ENDED_S)
-        self.await_empty(host)
+        self._await_end(host)
 
-    def await_empty(self, host: Host) -> None:
-        """Nothing that was started there is left."""
+    def _await_end(self, host: Host) -> int:
+        """Of the server, and of all that was started there; the server's exit status."""
+        process = self._running.pop(host.name)
+        process.send_signal(signal.SIGCONT)  # nsenter stops with what it runs, but does not go on with it
+        status = process.wait(ENDED_S)
         await_true(lambda: not host.processes(), ENDED_S, lambda: f"left on {host.name}: {host.processes()}")
+        return status
 
     def await_ready(self, host: Host) -> None:
         """Until a worker has an engine, or a gateway takes requests."""
@@ -155,6 +156,7 @@ class Cluster:
                     if "serve" in found.cmdline():
                         found.send_signal(signal.SIGTERM)
         for process in self._running.values():
+            process.send_signal(signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ENDED_S)
 
