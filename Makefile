@@ -11,6 +11,7 @@ HOST         ?= http://127.0.0.1:8000
 # Options of a load test: make replay LOAD="--rounds 5"; of locust: make locust LOCUST="--headless -u 20 -t 60s"
 LOAD         ?=
 LOCUST       ?= --web-host 127.0.0.1
+MINUTES      ?= 30
 
 DEMO_MODEL := .tandem/models/smollm2-135m-instruct/tandem.json
 BIN        := .venv/bin
@@ -19,8 +20,8 @@ export PYTHON
 export DEMO_PROMPT := $(value PROMPT)
 
 .NOTPARALLEL:
-.PHONY: help demo serve test test-gpu compose-test lint bench bench-router simulate perf perf-sweep soak fuzz locust
-.PHONY: load-report compare replay overhead overload clean core dev triton
+.PHONY: help demo serve test test-gpu compose-test disruption lint bench bench-router simulate perf perf-sweep soak
+.PHONY: soak-faults fuzz locust load-report compare replay overhead overload clean core dev triton
 help:
 	@echo "make demo    one answer from a real server, streamed     (PROMPT=\"…\")"
 	@echo "make serve   serve until Ctrl-C                          (HTTP_PORT= GRPC_PORT= METRICS_PORT= DEPLOYMENT=)"
@@ -31,6 +32,8 @@ help:
 	@echo "make bench-router   the router alone: decisions and block events a second"
 	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
+	@echo "make disruption  parts of six hosts killed, stopped, cut off in turn under 64 streams: nothing is lost (root)"
+	@echo "make soak-faults a fault every 10 s under mixed load                                   (MINUTES=30, root)"
 	@echo "make fuzz    10,000 malformed requests: each is answered, nothing dies"
 	@echo "make load-report   users' load, one page of figures and plots    make compare A=… B=…   two such runs  (LOAD=\"…\")"
 	@echo "make locust        locust's users against HOST, with its web page    make perf-sweep   perf_analyzer over load"
@@ -73,6 +76,12 @@ perf: dev triton $(DEMO_MODEL)
 
 soak: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/soak.py
+
+disruption: dev triton $(DEMO_MODEL)
+	$(BIN)/pytest tests/disruption
+
+soak-faults: dev triton $(DEMO_MODEL)
+	PYTHONPATH=. $(BIN)/python loadtest/fault_soak.py $(MINUTES)
 
 fuzz: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/fuzz.py

@@ -16,6 +16,16 @@ PIECE_BYTES = 32 << 20
 """Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
 
 
+STUCK_TIMEOUTS = 5
+"""So many of its timeouts a read may take to end, well or badly, until a peer that still grants leases is taken to be
+out of reach for good."""
+
+
+class ReadStuck(Exception):
+    """A peer that is there cannot be read from, since an earlier read from it does not end. Only the end of this
+    process, and with it of all that its network library holds, gives blocks and connection back."""
+
+
 class _Stream:
     """What comes from one source rank."""
 
@@ -151,6 +161,20 @@ class PartRead:
         """Whether a read from ``remote`` is under way."""
         return any(stream.read is not None and stream.remote is remote for stream in self._streams)
 
+    def check_stuck(self, remote: Remote) -> None:
+        """To be called when ``remote`` has granted another lease, and cannot be read from for this read.
+
+        Raises:
+            ReadStuck: nor will it be.
+        """
+        for stream in self._streams:
+            waited = self._clock() - stream.began
+            if stream.read is not None and stream.remote is remote and waited > STUCK_TIMEOUTS * self._timeout_s:
+                raise ReadStuck(
+                    f"the read of lease {self.handle.lease_id} of KV worker {remote.name} has not ended after "
+                    f"{waited:.0f} s, well or badly; that worker is there, but cannot be read from any more"
+                )
+
     def _step(self, stream: _Stream) -> bool:
         if stream.done or (stream.read is None and self._stop_reason is not None):
             return False
@@ -175,6 +199,7 @@ class PartRead:
         now = self._clock()
         for stream in self._streams:
             if stream.read is not None and now - stream.began > self._timeout_s:
+                stream.remote.lost = True  # nobody else waits for it; once this read has ended it is connected anew
                 raise self._stop_reason or TandemError(
                     "transfer_failed",
                     f"reading lease {self.handle.lease_id} of KV worker {stream.remote.name}: no answer within "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypedDict
 
 from tandem.errors import TandemError
-from tandem.kv.agent import Agent, Memory
+from tandem.kv.agent import Agent, Memory, Remote
 from tandem.kv.handle import find_transfer_problems
 from tandem.kv.inbox import Inbox
 from tandem.kv.part import PartRead
@@ -192,7 +192,9 @@ class TransferThread(ABC):
             self._place["shared"],
             self._inbox,
         )
-        self._peers = Peers(self._agent, lambda remote: any(part.reads_from(remote) for part in self._parts()))
+        self._peers = Peers(
+            self._agent, lambda remote: any(part.reads_from(remote) for part in self._parts()), self._check_stuck
+        )
 
     def _run(self) -> None:
         try:
@@ -255,6 +257,10 @@ class TransferThread(ABC):
         if self._ending is not None:
             raise self._ending
         return self._peers.find(part.handle)
+
+    def _check_stuck(self, remote: Remote) -> None:
+        for part in self._parts():
+            part.check_stuck(remote)
 
     def _begin_part(self, part: PartRead, peer: Peer, note: TransferNote | None = None) -> None:
         """Start to read; ``note`` as in ``PartRead.begin``.
