@@ -181,6 +181,7 @@ class Orchestrator:
                 journey.interrupt(TandemError("worker_lost", "the server is shutting down"))
             await self._all_ended(DRAIN_S)
         self._cancel_watch.stop()
+        self._watch_task.cancel()
         await asyncio.to_thread(self._fleet.stop)
         self._drain_mark.closed()
 
