@@ -81,7 +81,8 @@ def make_deployment() -> Deployment:
     plain = override(load_deployment(ROOT / "deployments" / "sim.toml"), http_port=0, grpc_port=0, metrics_port=0)
     workers = [msgspec.structs.replace(w, timing=TIMING) for w in plain.worker]
     limits = msgspec.structs.replace(plain.limits, max_queue_s=MAX_QUEUE_S)
-    return msgspec.structs.replace(plain, worker=workers, limits=limits)
+    kv = msgspec.structs.replace(plain.kv, prefix_cache=False)  # which grows until it is full
+    return msgspec.structs.replace(plain, worker=workers, limits=limits, kv=kv)
 
 
 def to_inputs(number: int, prompt: list[int], tenant: str) -> list[grpc_aio.InferInput]:
