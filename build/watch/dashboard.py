@@ -96,6 +96,19 @@ def requests(board: dashboard.Dashboard) -> None:
     board.with_panel(
         graph("Went on elsewhere, started twice", "reqps", (f"{moved} > 0", "moved: {{reason}}"), (hedged, "hedged"))
     )
+    waiting, admitted = (
+        f"sum by (priority, tenant) (tandem_queue_requests{{{HERE}}})",
+        f"tandem_admitted_requests{{{HERE}}}",
+    )
+    board.with_panel(
+        graph("Wait for their turn", "short", (waiting, "{{priority}} {{tenant}}"), (admitted, "in workers"))
+    )
+    late = quantile(0.95, "tandem_admission_wait_seconds", HERE, ", priority")
+    board.with_panel(graph("Wait of admitted requests, p95", "s", (late, "priority {{priority}}")))
+    refused = rate("tandem_admission_refusals_total", HERE, "reason, tenant")
+    board.with_panel(
+        graph("Refused before any work", "reqps", (f"{refused} > 0", "{{reason}} {{tenant}}"), stacked=True)
+    )
     tokens = [("prompt", "prompt_tokens"), ("of these cached", "cached_prompt_tokens"), ("answer", "output_tokens")]
     board.with_panel(
         graph("Tokens a second", "short", *((rate(f"tandem_{name}_total", HERE), legend) for legend, name in tokens))
@@ -151,6 +164,18 @@ def kv(board: dashboard.Dashboard) -> None:
             (f"{expired} > 0", f"{WHO} expired/s"),
         )
     )
+    blocks = f"tandem_kv_tier_blocks{{{ITS}}}"
+    board.with_panel(
+        graph(
+            "Tiers",
+            "bytes",
+            (f"tandem_kv_tier_bytes{{{ITS}}}", f"{WHO} {{{{tier}}}}"),
+            (blocks, f"{WHO} {{{{tier}}}} blocks"),
+        )
+    )
+    kinds = ("hits", "misses", "corrupt", "dropped", "errors")
+    counts = ((f"{rate(f'tandem_kv_tier_{kind}_total', ITS, EACH)} > 0", f"{WHO} {kind}") for kind in kinds)
+    board.with_panel(graph("Second tier, a second", "short", *counts))
     moved = rate("tandem_kv_transfer_bytes_total", ITS, EACH)
     board.with_panel(graph("Transfers", "Bps", (f"{moved} > 0", WHO)))
     seconds = quantile(0.95, "tandem_kv_transfer_seconds", ITS, f", {EACH}")

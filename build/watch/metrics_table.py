@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from tandem.messages import Events, Load, TierLoad
+from tandem.orchestrator.admission_metrics import AdmissionMetrics
 from tandem.orchestrator.metrics import OrchestratorMetrics, WorkerView
 from tandem.stage.metrics import StageMetrics
 
@@ -19,6 +20,7 @@ def families() -> Iterator[Metric]:
     """Every family of metrics: the gateway's, then a worker's."""
     gateway = OrchestratorMetrics()
     gateway.workers([WorkerView("worker", "both", "good", 0)])
+    AdmissionMetrics(gateway.registry)
     yield from gateway.registry.collect()
     stage = StageMetrics("both", "worker")
     stage.record(Events(events=[], load=Load(tier=TierLoad(block_bytes=0))))

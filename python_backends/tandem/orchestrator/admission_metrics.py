@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tandem.api.ask import DEFAULT_PRIORITY
 from tandem.orchestrator.admission import Admission, Reason
 
 MAX_TENANTS = 16
@@ -37,9 +40,12 @@ class AdmissionMetrics:
         )
         self._waiting = Gauge("tandem_queue_requests", "Requests waiting", ["priority", "tenant"], registry=registry)
         self._in_flight = Gauge("tandem_admitted_requests", "Requests let go to the workers", registry=registry)
-        self._wait = Histogram(
-            "tandem_queue_seconds", "Wait of admitted requests", ["priority"], buckets=WAIT_S, registry=registry
-        )
+        wait = "tandem_admission_wait_seconds"
+        self._wait = Histogram(wait, "Wait of admitted requests", ["priority"], buckets=WAIT_S, registry=registry)
+        for reason in get_args(Reason):
+            self._refusals.labels(reason=reason, tenant=UNNAMED)
+        self._waiting.labels(priority=str(DEFAULT_PRIORITY), tenant=UNNAMED)
+        self._wait.labels(priority=str(DEFAULT_PRIORITY))
         self._shown: set[tuple[int, str]] = set()
 
     def refused(self, reason: Reason, tenant: str) -> None:
