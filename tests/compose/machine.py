@@ -112,8 +112,10 @@ def _make_base() -> None:
         run("debootstrap", "--variant=minbase", _RELEASE, str(place), f"{_MIRROR}/debian", timeout=900)
         (place / "etc/apt/sources.list").write_text(_SOURCES)
         shutil.rmtree(place / "var/cache/apt/archives")
+        trusted = place / _CERTIFICATES.relative_to("/")
+        trusted.mkdir(parents=True, exist_ok=True)
         for certificate in _CERTIFICATES.glob("*.crt"):
-            shutil.copy(certificate, place / _CERTIFICATES.relative_to("/"))
+            shutil.copy(certificate, trusted)
         archive = Path(directory, "root.tar")
         run("tar", "-C", str(place), "-cf", str(archive), ".")
         run("docker", "import", "--change", 'CMD ["bash"]', str(archive), BASE)
