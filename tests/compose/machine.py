@@ -89,7 +89,7 @@ def build_image() -> None:
     with _pip_sources() as sources:
         arguments = [f"--build-arg={name}={value}" for name, value in {"BASE": BASE, **sources}.items()]
         file = str(ROOT / "build/docker/cpu.Dockerfile")
-        command = ["docker", "build", "--network", "host", "-f", file, "-t", IMAGE, *arguments, str(ROOT)]
+        command = ["docker", "build", "--force-rm", "--network", "host", "-f", file, "-t", IMAGE, *arguments, str(ROOT)]
         run(*command, timeout=1200, env={**os.environ, "DOCKER_BUILDKIT": "0"})
 
 
