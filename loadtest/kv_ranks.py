@@ -28,7 +28,17 @@ from tandem.kv.pull import PullResult
 from tandem.kv.reader import KvReader
 from tandem.kv.reshard import block_bytes_of
 from tandem.kv.transfer import KvTransfer
-from tandem.messages import KvFormat, KvHandle, Partition, PullOrder, ReadEnded, StageName, TransferInfo, WorkerInfo
+from tandem.messages import (
+    HeldBlocks,
+    KvFormat,
+    KvHandle,
+    Partition,
+    PullOrder,
+    ReadEnded,
+    StageName,
+    TransferInfo,
+    WorkerInfo,
+)
 from tandem.parallel.partition import kv_heads_of, layers_of
 
 DEADLINE_S = 60.0
@@ -137,7 +147,7 @@ class Rank:
             partition=self.spec.partition,
             num_tokens=len(tokens),
             tokens_digest=digest_tokens(tokens),
-            block_ids=block_ids,
+            held=HeldBlocks(block_ids=block_ids),
         )
 
     def pull(self, order: PullOrder) -> None:

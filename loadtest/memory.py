@@ -55,7 +55,7 @@ async def watch_memory(samples: dict[str, list[Sample]], work: Work) -> None:
     while True:
         for process in psutil.Process().children(recursive=True):
             try:
-                name = names.setdefault(process, _name(process))
+                name = names.setdefault(process, process_name(process))
                 samples.setdefault(name, []).append((work.done, process.memory_info().rss))
             except psutil.Error:
                 continue
@@ -78,7 +78,7 @@ def judge(samples: Sequence[Sample], requests: int) -> Memory | None:
     return Memory(median / 2**20, slope, OUTLOOK * requests * slope / median)
 
 
-def _name(process: psutil.Process) -> str:
+def process_name(process: psutil.Process) -> str:
     """What a process is, and its id."""
     line = process.cmdline()
     for word in line:

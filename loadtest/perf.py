@@ -85,34 +85,43 @@ def write_input(path: Path, model: str, prompt_ids: list[int]) -> None:
 def run_perf(model: str, streams: int, url: str, prompt_ids: list[int], out: Path, libraries: Path) -> Row:
     """One line: a fixed number of requests to one model.
 
-    A fixed number, for with time or count windows perf_analyzer leaves a line out, and ends with status 0, unless three
-    windows in a row agree; windows over a few streams that began together do not.
-
     Raises:
         PerfError: perf_analyzer gave no figures.
     """
-    name = f"{model}_{streams}"
+    name, what = f"{model}_{streams}", f"{model}, {streams} streams"
     write_input(out / f"{model}_input.json", model, prompt_ids)
-    report = out / f"{name}.csv"
+    said = call_perf(what, model, name, ["--concurrency-range", str(streams)], url, out, libraries)
+    rows = read_report(out / f"{name}.csv", model)
+    if [row.concurrency for row in rows] != [streams]:
+        raise PerfError(f"{what}: perf_analyzer wrote {len(rows)} lines in place of one; it says:\n{said[-2000:]}")
+    return rows[0]
+
+
+def call_perf(what: str, model: str, name: str, load: list[str], url: str, out: Path, libraries: Path) -> str:
+    """Call perf_analyzer on ``model_input.json``; it leaves ``name.csv`` and ``name_profile.json``. Returns its words.
+
+    A fixed number of requests, for with time or count windows perf_analyzer leaves a line out, and ends with status 0,
+    unless three windows in a row agree; windows over a few streams that began together do not.
+
+    Raises:
+        PerfError: it failed or did not end in time.
+    """
     command = [
         str(find_binary()), "-m", model, "-u", url, "-i", "grpc", "--streaming", "--async",
-        "--input-data", str(out / f"{model}_input.json"), "--concurrency-range", str(streams),
-        "--request-count", str(MEASURED_REQUESTS), "-f", str(report),
+        "--input-data", str(out / f"{model}_input.json"), *load,
+        "--request-count", str(MEASURED_REQUESTS), "-f", str(out / f"{name}.csv"),
         "--profile-export-file", str(out / f"{name}_profile.json"),
     ]  # fmt: skip
     environment = os.environ | {"LD_LIBRARY_PATH": f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise PerfError(f"{model}, {streams} streams: perf_analyzer did not end within {TIMEOUT_S} s") from error
-    (out / f"{name}.txt").write_text(done.stdout + done.stderr)
-    rows = read_report(report, model) if done.returncode == 0 else []
-    if [row.concurrency for row in rows] != [streams]:
-        raise PerfError(
-            f"{model}, {streams} streams: perf_analyzer ended with status {done.returncode} and "
-            f"{len(rows)} lines in place of one; it says:\n{(done.stdout + done.stderr)[-2000:]}"
-        )
-    return rows[0]
+        raise PerfError(f"{what}: perf_analyzer did not end within {TIMEOUT_S} s") from error
+    said = done.stdout + done.stderr
+    (out / f"{name}.txt").write_text(said)
+    if done.returncode:
+        raise PerfError(f"{what}: perf_analyzer ended with status {done.returncode}; it says:\n{said[-2000:]}")
+    return said
 
 
 def read_report(report: Path, model: str) -> list[Row]:

@@ -26,16 +26,17 @@ def draw(axes: Any, runs: list[Run], title: str, height: Any) -> None:
         found = {(r.workers, r.load): height(r) for r in runs if r.results.policy == policy}
         places = [n + (i + 0.5) * width - GROUP / 2 for n, s in enumerate(scenarios) if s in found]
         axes.bar(places, [found[s] for s in scenarios if s in found], width, color=COLOURS[policy], label=policy)
-    axes.set_xticks(range(len(scenarios)), [f"{workers}\nload {load:g}" for workers, load in scenarios])
+    axes.set_xticks(range(len(scenarios)), [f"{workers}\n{load:g}" for workers, load in scenarios])
     axes.set_title(title)
 
 
 def draw_oracle(axes: Any, runs: list[Run]) -> None:
-    """What one shared cache would have found, over each group."""
-    scenarios = sorted({(run.workers, run.load, run.oracle_hit_rate) for run in runs})
-    for place, (_, _, rate) in enumerate(scenarios):
-        label = "one shared cache" if place == 0 else None
-        axes.hlines(rate, place - GROUP / 2, place + GROUP / 2, RED, "dashed", lw=1.2, label=label)
+    """What one shared cache would have found, over each group: of all memory, and of the prefill workers'."""
+    found = sorted({(run.workers, run.load, run.oracle_hit_rate, run.prefill_oracle_hit_rate) for run in runs})
+    for i, (style, label) in enumerate((("dotted", "one cache of all memory"), ("dashed", "of the prefill workers'"))):
+        for place, (_, _, *rates) in enumerate(found):
+            ends = place - GROUP / 2, place + GROUP / 2
+            axes.hlines(rates[i], *ends, RED, style, lw=1.2, label=None if place else label)
 
 
 def main(
@@ -50,12 +51,13 @@ def main(
         figure = Figure(figsize=(11, 3.3), layout="constrained", facecolor="white")
         first, between, hits = figure.subplots(1, 3)
         draw(first, runs, "Mean time to first token, s", lambda run: run.results.ttft.mean)
+        first.set_yscale("log")
         draw(between, runs, "Inter-token time, p99, ms", lambda run: 1e3 * run.results.inter_token.p99)
         draw(hits, runs, "Prompt tokens found in a cache", lambda run: run.results.hit_rate)
         draw_oracle(hits, runs)
         hits.set_ylim(0, 1.3 * hits.get_ylim()[1])
         hits.legend(loc="upper left", ncols=2)
-        figure.supxlabel("workers", fontsize=8.5)
+        figure.supxlabel("workers, load", fontsize=8.5)
         figure.savefig(out, dpi=160, metadata={"Date": None} if out.suffix == ".svg" else None)
     print(f"written: {out}")
 

@@ -1,7 +1,7 @@
 """The measured figures of the README: ``python loadtest/report.py`` writes them between its ``figures`` marks.
 
-Reads what the benchmarks left in ``.tandem``: ``bench.json`` (``make bench``), ``perf/perf.json`` (``make perf``) and
-``soak.json`` (``python loadtest/soak.py``). A table without its file is left out.
+Reads what they left in ``.tandem``: ``bench.json`` (``make bench``), ``perf/perf.json`` (``make perf``), ``soak.json``
+(``python loadtest/soak.py``) and ``simulation.json`` (``make simulate``). A table without its file is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from group_bench import GroupBenchReport
 from kv_bench import KvBenchReport, KvBenchRow
 from memory import OUTLOOK
 from perf import OUTPUT_TOKENS, Row
+from simulate import Run
 from soak import Round
 from stack_bench import StackBenchReport
 
@@ -157,6 +158,45 @@ def soak_section(rounds: list[Round]) -> str:
     return f"**Soak** (`python loadtest/soak.py`)\n\n{table(head, rows)}"
 
 
+def simulation_section(runs: list[Run]) -> str:
+    """Policy kv beside round_robin, on the simulated clock."""
+    of = {(r.workers, r.load, r.results.policy): r for r in runs}
+    scenarios = [(w, x) for w, x, policy in of if policy == "kv" and (w, x, "round_robin") in of]
+    head = (
+        "workers, load",
+        "TTFT mean, s",
+        "ratio",
+        "TTFT p99, s",
+        "inter-token mean, ms",
+        "p99, ms",
+        "hits",
+        "one cache of all memory",
+        "of prefill's",
+        "balance",
+        "failed",
+    )
+    rows = []
+    for workers, load in scenarios:
+        run = of[workers, load, "kv"]
+        kv, other = run.results, of[workers, load, "round_robin"].results
+        rows.append(
+            (
+                f"{workers}, {load:g}",
+                f"{kv.ttft.mean:.2f} / {other.ttft.mean:.2f}",
+                f"{other.ttft.mean / kv.ttft.mean:.1f}",
+                f"{kv.ttft.p99:.1f} / {other.ttft.p99:.1f}",
+                f"{1e3 * kv.inter_token.mean:.1f} / {1e3 * other.inter_token.mean:.1f}",
+                f"{1e3 * kv.inter_token.p99:.0f} / {1e3 * other.inter_token.p99:.0f}",
+                f"{kv.hit_rate:.3f} / {other.hit_rate:.3f}",
+                f"{run.oracle_hit_rate:.3f}",
+                f"{run.prefill_oracle_hit_rate:.3f}",
+                f"{kv.balance:.2f} / {other.balance:.2f}",
+                f"{sum(kv.failed.values())} / {sum(other.failed.values())}",
+            )
+        )
+    return f"**Routing on the simulated clock**, `kv` / `round_robin` (`make simulate`)\n\n{table(head, rows)}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -179,6 +219,8 @@ def main(
         sections.append(perf_section(msgspec.json.decode(perf.read_bytes(), type=list[Row])))
     if (soak := home / "soak.json").is_file():
         sections.append(soak_section(msgspec.json.decode(soak.read_bytes(), type=list[Round])))
+    if (simulation := home / "simulation.json").is_file():
+        sections.append(simulation_section(msgspec.json.decode(simulation.read_bytes(), type=list[Run])))
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

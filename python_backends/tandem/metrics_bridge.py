@@ -23,8 +23,10 @@ FLUSH_S = 1.0
 class MetricsBridge:
     """One per model instance. ``pb_utils`` is Triton's Python backend module."""
 
-    def __init__(self, registry: CollectorRegistry, pb_utils: Any) -> None:
+    def __init__(self, registry: CollectorRegistry, pb_utils: Any, **always: str) -> None:
+        """``always``: labels that all metrics get."""
         self._registry = registry
+        self._always = always
         self._pb = pb_utils
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
@@ -65,7 +67,7 @@ class MetricsBridge:
                         kind=kinds.GAUGE if kind == "gauge" else kinds.COUNTER,
                     )
                 )
-            metric = self._metrics[key] = _immortal(family.Metric(labels=dict(sample.labels)))
+            metric = self._metrics[key] = _immortal(family.Metric(labels=self._always | sample.labels))
         if kind == "gauge":
             metric.set(sample.value)
         elif sample.value > (before or 0.0):

@@ -50,7 +50,7 @@ exec "$@"
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Host:
     """One host."""
 
@@ -91,6 +91,19 @@ class Host:
             time.sleep(0.05)
         for pid in self._network:  # that another host could not be found is remembered for a while
             _ip(pid, "neigh flush all")
+
+    @contextlib.contextmanager
+    def bad_link(self, delay_s: float, loss: float, seed: int = 1) -> Iterator[None]:
+        """Until the block ends, all that passes the link is late by ``delay_s``, and this share of it is lost."""
+        bad = f"bad{self._port}"
+        _plug(self._switch, self._switch, f"{bad}x", bad)
+        try:
+            _ip(self._switch, f"link set {self._port} nomaster")
+            wire = [*_PYTHON, str(_HERE / "wire.py"), self._port, bad, str(delay_s), str(loss), str(seed)]
+            with _hold(["nsenter", "-t", str(self._switch), "-n", *wire]):
+                yield
+        finally:
+            _ip(self._switch, f"link del {bad}", f"link set {self._port} master bridge")
 
     def is_reachable(self) -> bool:
         """Whether the machine itself can connect to this host."""
@@ -199,10 +212,12 @@ def _hold(command: list[str]) -> Iterator[subprocess.Popen[str]]:
                 process.kill()
 
 
-def _plug(pid: int, switch: int, port: str, name: str, address: str) -> None:
+def _plug(pid: int, switch: int, port: str, name: str, address: str | None = None) -> None:
     """Lay a cable from ``port`` of the switch to the network namespace of process ``pid``."""
     _ip(switch, f"link add {port} type veth peer name {name} netns {pid}", f"link set {port} master bridge up")
-    _ip(pid, f"addr add {address}/24 dev {name}", f"link set {name} up")
+    if address is not None:
+        _ip(pid, f"addr add {address}/24 dev {name}")
+    _ip(pid, f"link set {name} up")
 
 
 def _choose_network() -> str:

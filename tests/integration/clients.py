@@ -20,7 +20,9 @@ INPUTS: dict[str, type] = {
     "presence_penalty": np.float32, "frequency_penalty": np.float32, "timeout_s": np.float32,
     "seed": np.uint64, "stream": np.bool_, "stop": np.bool_, "ignore_eos": np.bool_, "return_log_probs": np.bool_,
     "input_ids": np.int32, "output_ids": np.int32, "stop_token_ids": np.int32,
+    "priority": np.int32, "tenant": np.object_,
     "text_input": np.object_, "messages": np.object_, "stop_words": np.object_, "kv_handle": np.object_,
+    "lora_task_id": np.uint64, "guided_decoding_guide_type": np.object_, "guided_decoding_guide": np.object_,
 }  # fmt: skip
 TIMEOUT_S = 240.0
 
@@ -63,6 +65,7 @@ async def ask(
     request_id: str = "",
     leave_after: int | None = None,
     on_response: Callable[[Answer], None] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Answer:
     """One request on a gRPC stream of its own; with ``leave_after`` the client goes after that many responses."""
     answer = Answer()
@@ -75,7 +78,7 @@ async def ask(
             "enable_empty_final_response": True,
         }
 
-    stream = client.stream_infer(requests(), stream_timeout=TIMEOUT_S)
+    stream = client.stream_infer(requests(), stream_timeout=TIMEOUT_S, headers=headers)
     seen = 0
     try:
         async for result, error in stream:

@@ -144,12 +144,11 @@ def test_many_requests_some_of_which_leave(server: TritonServer) -> None:
     assert_nothing_left(server)
 
 
-def test_overload_is_refused_at_once(server: TritonServer) -> None:
-    limit = server.deployment.limits.max_requests
-    inputs = [{"text_input": "Hi", "max_tokens": 16, "ignore_eos": True} for _ in range(limit + 40)]
-    answers = asyncio.run(ask_all(server.grpc_url, "llm", inputs, at_once=limit + 40))
-    refused = [answer for answer in answers if answer.error]
-    assert refused
-    assert all("[overloaded]" in (answer.error or "") for answer in refused)
+def test_more_than_fits_waits_or_is_refused(server: TritonServer) -> None:
+    """How much is refused depends on this machine; ``test_sim.py`` has workers whose speed is known."""
+    inputs = [{"text_input": "Hi", "max_tokens": 16, "ignore_eos": True} for _ in range(200)]
+    answers = asyncio.run(ask_all(server.grpc_url, "llm", inputs, at_once=len(inputs)))
+    assert sum(answer.error is None for answer in answers) >= 32  # a full batch
+    assert all("[overloaded]" in answer.error for answer in answers if answer.error)
     assert all(len(answer.output_ids) == 16 for answer in answers if not answer.error)
     assert_nothing_left(server)

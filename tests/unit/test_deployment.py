@@ -57,6 +57,13 @@ def test_the_deployment_over_several_hosts_can_be_read() -> None:
     assert deployment.parallel.launch_agent == "ssh"
 
 
+def test_the_second_tier_lies_relative_to_the_file(tmp_path: Path) -> None:
+    tier = 'kv_host = "4GiB"\nkv_disk = "8MiB"\nkv_disk_path = "cache"\ndevices = ["cuda:0"]'
+    _, decode = load(tmp_path, MINIMAL + tier).worker
+    assert (decode.kv_host_bytes, decode.kv_disk_bytes) == (4 << 30, 8 << 20)
+    assert decode.kv_disk_path == str(tmp_path / "cache")
+
+
 def test_model_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).model.path == str(tmp_path / "models" / "tiny")
     absolute = MINIMAL.replace("models/tiny", "/somewhere/tiny")
@@ -162,6 +169,25 @@ def test_workers_for_both_stages_are_enough(tmp_path: Path) -> None:
             ["worker[1].profile: 'h1000' is none of a100-llama-3.1-8b", "h100-llama-3.1-8b, ", "instant"],
         ),
         ('stage = "decode"', 'stage = "decode"\nprofile = "instant"', ["worker[1].profile: ", "'torch'"]),
+        ('stage = "decode"', 'stage = "decode"\nkv_disk = "8GB"', ["worker[1].kv_disk: '8GB': "]),
+        ('stage = "decode"', 'stage = "decode"\nkv_disk = "8GiB"', ["worker[1].kv_disk_path: is missing"]),
+        ('stage = "decode"', 'stage = "decode"\nkv_disk_path = "d"', ["worker[1].kv_disk: is missing"]),
+        ('stage = "decode"', 'stage = "decode"\nkv_host = "1GiB"', ["worker[1].kv_host: '1GiB': ", "CPU worker"]),
+        (
+            'stage = "decode"',
+            'stage = "decode"\ntensor_parallel_size = 2\nkv_disk = "8GiB"\nkv_disk_path = "d"',
+            ["worker[1].kv_disk: '8GiB': a group of 2 ranks"],
+        ),
+        (
+            'stage = "decode"',
+            'stage = "decode"\nengine = "sim"\nprofile = "instant"\nkv_disk = "8GiB"\nkv_disk_path = "d"',
+            ["worker[1].kv_disk: '8GiB': ", "'sim'"],
+        ),
+        (
+            'stage = "decode"',
+            'stage = "decode"\nkv_disk = "8GiB"\nkv_disk_path = "d"\n[kv]\nprefix_cache = false',
+            ["worker[1].kv_disk: '8GiB': needs kv.prefix_cache = true"],
+        ),
         ('stage = "decode"', 'stage = "decode"\nfaults = { pull_share = 0.1 }', ["worker[1].faults: ", "'torch'"]),
         *(
             ('stage = "decode"', f'stage = "decode"\nengine = "sim"\nprofile = "instant"\n{line}', expected)
@@ -267,3 +293,43 @@ def test_sections_are_immutable(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         load(tmp_path, MINIMAL).model.path = "x"  # type: ignore[misc]
     assert msgspec.json.decode(to_json(load(tmp_path, MINIMAL)))["kv"]["block_size"] == 16
+
+
+TENSORRT_LLM = MINIMAL.replace(
+    'stage = "prefill"', 'stage = "prefill"\nengine = "tensorrt_llm"\ndevices = ["cuda:0"]\n[worker.tensorrt_llm]\n%s'
+)
+
+
+def test_a_worker_of_tensorrt_llm_has_a_section_of_its_own(tmp_path: Path) -> None:
+    section = 'engine_dir = "built"\nlora = [{ task_id = 1, path = "adapters/one" }]\nkv_fraction = 0.8'
+    worker = load(tmp_path, TENSORRT_LLM % section).worker[0]
+    assert worker.tensorrt_llm is not None
+    assert worker.tensorrt_llm.engine_dir == str(tmp_path / "built")
+    assert worker.tensorrt_llm.lora[0].path == str(tmp_path / "adapters" / "one")
+    assert worker.tensorrt_llm.cache_transceiver == "NIXL"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TENSORRT_LLM.replace("cuda:0", "cpu") % "", "worker[0].devices: 'cpu': engine = \"tensorrt_llm\" needs GPUs"),
+        (TENSORRT_LLM % 'cache_transceiver = "MPI"', "worker[0].tensorrt_llm.cache_transceiver: 'MPI': Invalid enum"),
+        (TENSORRT_LLM % "kv_fraction = 1.0", "worker[0].tensorrt_llm.kv_fraction: 1.0: Expected `float` < 1.0"),
+        (TENSORRT_LLM % "expert_parallel_size = 2", "expert_parallel_size: 2: must divide tensor_parallel_size, 1"),
+        (
+            TENSORRT_LLM % "stall_timeout_s = 40",
+            "stall_timeout_s: 40: must be above kv.lease_s +",
+        ),
+        (TENSORRT_LLM % "" + "[kv]\nblock_size = 24", "kv.block_size: 24: TensorRT-LLM's blocks hold a power of two"),
+        (
+            TENSORRT_LLM % 'lora = [{ task_id = 1, path = "a" }, { task_id = 1, path = "b" }]',
+            "worker[0].tensorrt_llm.lora.task_id: 1 stands twice",
+        ),
+        (
+            MINIMAL + "[worker.tensorrt_llm]\nkv_fraction = 0.5",
+            "worker[1].tensorrt_llm: is for engine = \"tensorrt_llm\", but the engine is 'torch'",
+        ),
+    ],
+)
+def test_wrong_fields_of_tensorrt_llm_are_named(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)

@@ -85,6 +85,16 @@ def test_a_cut_link_lets_nothing_through(hosts: Hosts) -> None:
         assert time.monotonic() < deadline
 
 
+def test_a_bad_link_delays_and_loses(hosts: Hosts) -> None:
+    with hosts[1].bad_link(delay_s=0.05, loss=0.0):
+        began = time.monotonic()
+        assert connects(hosts, 0, 1)
+        assert time.monotonic() - began > 2 * 0.05
+    with hosts[1].bad_link(delay_s=0.0, loss=1.0):
+        assert not connects(hosts, 0, 1)
+    assert connects(hosts, 0, 1)
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     missing = "ip, unshare, nsenter, mount not found; apt-get install iproute2 util-linux"

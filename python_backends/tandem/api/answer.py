@@ -33,6 +33,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     kv_transfer_ms: float = 0.0
     route: str = ""
     """How the router came to choose these workers."""
+    trace_id: str = ""
 
 
 def piece_tensors(piece: Piece) -> dict[str, Array]:
@@ -45,8 +46,9 @@ def piece_tensors(piece: Piece) -> dict[str, Array]:
 
 
 def facts_tensors(facts: Facts) -> dict[str, Array]:
-    """The facts, one [1,1] tensor each, named as the fields."""
-    return {
+    """The facts, one [1,1] tensor each, named as the fields; ``trace_id`` only where there is one."""
+    traced = {"trace_id": text_tensor(facts.trace_id)} if facts.trace_id else {}
+    return traced | {
         "finish_reason": text_tensor(facts.finish_reason),
         "num_input_tokens": number_tensor(facts.num_input_tokens, np.int32),
         "num_output_tokens": number_tensor(facts.num_output_tokens, np.int32),

@@ -7,21 +7,27 @@ work unchanged. Checks that need the model (``check_ids``, ``resolve_stopping``)
 from __future__ import annotations
 
 import json
+import re
 import secrets
+from typing import Any, cast, get_args
 
 import msgspec
 
 from tandem.api.tensors import Tensors, take_bool, take_ids, take_int, take_number, take_text, take_texts
 from tandem.errors import TandemError
-from tandem.messages import Sampling, Stopping
+from tandem.messages import Guide, GuideKind, Sampling, Stopping
 
 MAX_STOP_WORDS = 16
 MAX_STOP_WORD_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = (1 << 31) - 1
+DEFAULT_PRIORITY = 5
+LOWEST_PRIORITY = 9
+TENANT = re.compile(r"[A-Za-z0-9._:@-]{0,64}")
+"""Names that can stand in metrics and logs as they are."""
 
-IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout"})
-"""Request parameters that Triton itself or its clients add. Names with the prefix ``triton_`` are Triton's too."""
+IGNORED_PARAMETERS = frozenset({"binary_data_output", "id", "priority", "timeout", "traceparent"})
+"""Request parameters that stand for no input. Names with the prefix ``triton_`` are Triton's own."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +45,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     stop_words: tuple[str, ...] = ()
     timeout_s: float | None = None
+    traceparent: str = ""
+    """Of W3C: the caller's span, if any."""
+    priority: int = DEFAULT_PRIORITY
+    """1 is served first, as in Triton."""
+    tenant: str = ""
+    """Whose it is. Tenants of a priority share the workers evenly, and no cached blocks."""
     explain: bool = False
     """Tell what the router would decide now, instead of an answer."""
 
@@ -49,7 +61,7 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
     Raises:
         TandemError: ``invalid_request``, naming the field, its value and what was expected.
     """
-    check_parameters(parameters)
+    names = check_parameters(parameters)
     _refuse_echo(tensors)
     text = take_text(tensors, "text_input")
     messages = _read_messages(tensors)
@@ -78,19 +90,23 @@ def read_ask(request_id: str, tensors: Tensors, parameters: str) -> Ask:
         stop_token_ids=tuple(take_ids(tensors, "stop_token_ids") or ()),
         stop_words=_read_stop_words(tensors),
         timeout_s=_bounded(tensors, "timeout_s", 0.0, 86_400.0, above=True),
+        traceparent=str(names.get("traceparent", "")),
+        priority=_bounded_int(tensors, "priority", 0, LOWEST_PRIORITY) or DEFAULT_PRIORITY,
+        tenant=_read_tenant(tensors),
         explain=take_bool(tensors, "explain"),
     )
 
 
-def check_parameters(parameters: str) -> None:
-    """Refuse request parameters that nobody reads: a misspelt option must not pass in silence."""
-    names = json.loads(parameters) if parameters else {}
+def check_parameters(parameters: str) -> dict[str, Any]:
+    """The request's parameters. Those that nobody reads are refused: a misspelt option must not pass in silence."""
+    names: dict[str, Any] = json.loads(parameters) if parameters else {}
     unknown = sorted(n for n in names if n not in IGNORED_PARAMETERS and not n.startswith("triton_"))
     if unknown:
         raise TandemError(
             "invalid_request",
             f"{unknown[0]}: unknown parameter; GET /v2/models/<model>/config lists the inputs that this model takes",
         )
+    return names
 
 
 def read_sampling(tensors: Tensors) -> Sampling:
@@ -114,6 +130,8 @@ def read_sampling(tensors: Tensors) -> Sampling:
         frequency_penalty=_bounded(tensors, "frequency_penalty", -2.0, 2.0) or 0.0,
         seed=secrets.randbits(63) if seed is None else seed,
         logprobs=(top_logprobs or 0) if wants_logprobs else None,
+        guide=_read_guide(tensors),
+        lora_task_id=take_int(tensors, "lora_task_id"),
     )
 
 
@@ -178,6 +196,32 @@ def _read_stop_words(tensors: Tensors) -> tuple[str, ...]:
                 "invalid_request", f"stop_words[{place}]: {size} bytes long; expected 1 to {MAX_STOP_WORD_BYTES}"
             )
     return tuple(words)
+
+
+def _read_guide(tensors: Tensors) -> Guide | None:
+    kind, text = take_text(tensors, "guided_decoding_guide_type"), take_text(tensors, "guided_decoding_guide")
+    if kind is None:
+        if text is not None:
+            raise TandemError("invalid_request", "guided_decoding_guide: needs guided_decoding_guide_type beside it")
+        return None
+    kinds = get_args(GuideKind)
+    if kind not in kinds:
+        raise TandemError(
+            "invalid_request", f"guided_decoding_guide_type: {kind!r}; expected one of {', '.join(kinds)}"
+        )
+    if (kind == "json") == bool(text):
+        needs = "takes no guided_decoding_guide" if text else "needs a guided_decoding_guide"
+        raise TandemError("invalid_request", f"guided_decoding_guide_type: {kind!r} {needs}")
+    return Guide(kind=cast(GuideKind, kind), text=text or "")
+
+
+def _read_tenant(tensors: Tensors) -> str:
+    tenant = take_text(tensors, "tenant") or ""
+    if not TENANT.fullmatch(tenant):
+        raise TandemError(
+            "invalid_request", f"tenant: {tenant[:80]!r}; expected at most 64 letters, digits or any of . _ : @ -"
+        )
+    return tenant
 
 
 def _refuse_echo(tensors: Tensors) -> None:

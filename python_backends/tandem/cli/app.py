@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from tandem.cli.build import build
 from tandem.cli.doctor import doctor
 from tandem.cli.explain import explain
 from tandem.cli.generate import generate
@@ -43,5 +44,5 @@ app = Application(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (serve, generate, status, explain, doctor, secrets):
+for command in (serve, build, generate, status, explain, doctor, secrets):
     app.command()(command)

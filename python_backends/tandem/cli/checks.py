@@ -18,6 +18,7 @@ import psutil
 
 from tandem.cli.terminal import size
 from tandem.deployment import Deployment, Worker
+from tandem.engines.tensorrt_llm.identity import read_shape
 from tandem.engines.torch.config import read_config
 from tandem.engines.torch.sharding import Shard
 from tandem.errors import TandemError
@@ -86,10 +87,23 @@ def _model(deployment: Deployment) -> Finding:
     if missing:
         how = "python build/demo_model.py (the demo model) or python build/convert.py SOURCE OUT"
         return Finding("bad", f"{path} lacks {', '.join(missing)}; make it with {how}")
-    config = read_config(path)
     for worker in deployment.workers_here:
-        Shard(config, worker.partition, 0)  # raises where the model cannot be split like this
+        if worker.engine == "tensorrt_llm":
+            read_shape(path)
+        else:
+            Shard(read_config(path), worker.partition, 0)  # raises where the model cannot be split like this
     return Finding("good", f"{path} ({size(sum(file.stat().st_size for file in weights))})")
+
+
+def _tensorrt_llm(deployment: Deployment) -> Finding:
+    workers = [worker for worker in deployment.worker if worker.engine == "tensorrt_llm"]
+    if not workers:
+        return Finding("good", "no worker needs it")
+    built = any(worker.tensorrt_llm and worker.tensorrt_llm.engine_dir for worker in workers)
+    problem = _try(f"from tandem.engines.tensorrt_llm.library import load_library; load_library(built={built})")
+    if problem is not None:
+        return Finding("bad", problem)
+    return Finding("good", f"it has all that {len(workers)} workers need")
 
 
 def _nixl(_: Deployment) -> Finding:
@@ -241,6 +255,7 @@ CHECKS: dict[str, Check] = {
     "Triton": _safely(_triton),
     "numpy": _safely(_numpy),
     "model": _safely(_model),
+    "TensorRT-LLM": _safely(_tensorrt_llm),
     "NIXL": _safely(_nixl),
     "MPI": _safely(_mpi),
     "hosts": _safely(_hosts),

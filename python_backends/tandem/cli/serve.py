@@ -14,6 +14,7 @@ from rich.panel import Panel
 from tandem.cli.terminal import Interrupted, errors, output, showing_progress
 from tandem.deployment import load_deployment, override, split_parts
 from tandem.errors import TandemError
+from tandem.triton.outline import outline, the_image, this_machine
 from tandem.triton.server import TritonServer
 from tandem.triton.server_log import ServerLog
 
@@ -33,6 +34,10 @@ def serve(
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and where.")] = False,
+    for_image: Annotated[
+        bool, typer.Option("--for-image", help="With --dry-run: in build/docker/tensorrt_llm.Dockerfile's image.")
+    ] = False,
 ) -> None:
     """Serve a deployment, or a part of it, until Ctrl-C."""
     plan = override(
@@ -43,6 +48,9 @@ def serve(
         host=host,
         only=split_parts(only),
     )
+    if dry_run:
+        typer.echo(outline(plan, the_image() if for_image else this_machine()), nl=False)
+        return
     try:
         with contextlib.ExitStack() as stack:
             with showing_progress("Starting") as progress:

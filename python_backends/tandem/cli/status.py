@@ -20,6 +20,8 @@ from tandem.lanes.grpc import GrpcTransport
 from tandem.lanes.replica import Replica
 from tandem.messages import Hello, HelloReply, LaneReply, Refused
 
+SILENCE_S = 5.0
+"""An engine gives a sign of life twice a second."""
 _GATEWAY = ("ensemble", "llm", "preprocess")
 _Asked = tuple[str, str, str, Tls | None]
 """What an orchestrator calls a worker, its model, where that is, and how to get in."""
@@ -31,7 +33,7 @@ def status(
     ] = None,
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
 ) -> None:
-    """Show the workers of a running server, their load and their KV cache."""
+    """Show the workers of a running server, their load and their KV cache. Fails where no worker can take a request."""
     with Client(url) as client:
         models = _models(client)
         workers = [name for name, state in models.items() if state == "READY" and client.is_worker(name)]
@@ -46,6 +48,8 @@ def status(
     output.print(_table([_row(name, reply) for (name, *_), reply in zip(asked, replies, strict=True)]))
     if missing:
         raise TandemError("engine_failed", f"not ready: {', '.join(f'{name} ({models[name]})' for name in missing)}")
+    if all(_problem(reply) for reply in replies):
+        raise TandemError("worker_lost", "no worker can take a request")
 
 
 def _models(client: Client) -> dict[str, str]:
@@ -94,10 +98,20 @@ def _table(rows: list[list[str]]) -> Table:
     return table
 
 
-def _row(worker: str, reply: LaneReply) -> list[str]:
+def _problem(reply: LaneReply) -> str | None:
+    """Why a worker cannot take a request; None if it can."""
+    if isinstance(reply, Refused):
+        return reply.message
     if not isinstance(reply, HelloReply):
-        reason = reply.message if isinstance(reply, Refused) else f"unexpected reply: {type(reply).__name__}"
-        return [worker, f"[red]{escape(reason)}[/red]"]
+        return f"unexpected reply: {type(reply).__name__}"
+    silent_s = reply.load.silent_s
+    return f"its engine has given no sign of life for {silent_s:.0f} s" if silent_s > SILENCE_S else None
+
+
+def _row(worker: str, reply: LaneReply) -> list[str]:
+    if (problem := _problem(reply)) is not None:
+        return [worker, f"[red]{escape(problem)}[/red]"]
+    assert isinstance(reply, HelloReply)
     who, load = reply.worker, reply.load
     share = load.blocks_used / load.blocks_total if load.blocks_total else 0.0
     return [

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from tandem.deployment import load_deployment
+from tandem.deployment import Worker, load_deployment
 from tandem.messages import EngineCommand, EngineError, EngineReport, Stop, decoder, encode
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 POLL_MS = 100
 TAIL_BYTES = 4000
 TAIL_LINES = 12
+ENGINE_MODULE = "tandem.engines.server"
 KILL_TIMEOUT_S = 5.0
 _report_decoder: msgspec.msgpack.Decoder[EngineReport] = decoder(EngineReport)
 _PACKAGES = Path(__file__).resolve().parents[2]
@@ -123,15 +124,13 @@ class EngineProcess:
             log.error("engine process %s survives SIGKILL", self.pid)
 
     def _choose_module(self) -> str:
-        """What to run: the engine itself, or the supervisor of its ranks."""
         workers = load_deployment(self._deployment_file).worker
-        is_group = any(worker.name == self._worker and worker.group_size > 1 for worker in workers)
-        return "tandem.parallel.supervisor" if is_group else "tandem.engines.server"
+        found = next((worker for worker in workers if worker.name == self._worker), None)
+        return choose_module(found) if found else ENGINE_MODULE  # which says that there is no such worker
 
     def _launch(self, module: str, endpoint: str, parent_fd: int) -> subprocess.Popen[bytes]:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [find_python(), "-m", module, *self._arguments]
-        command += ["--endpoint", endpoint, "--parent-fd", str(parent_fd)]
+        command = [find_python(), "-m", module, *self._arguments, *_connections(endpoint, str(parent_fd))]
         with self._log_file.open("ab") as output:
             self._log_start = output.tell()
             return subprocess.Popen(
@@ -232,6 +231,21 @@ class EngineProcess:
         self._reports.close(linger=0)
         self._context.term()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def choose_module(worker: Worker) -> str:
+    """What to run: the engine itself, or the supervisor of its ranks."""
+    return "tandem.parallel.supervisor" if worker.group_size > 1 else ENGINE_MODULE
+
+
+def outline_command(deployment_file: Path, worker: Worker, python: str, endpoint: str) -> list[str]:
+    """The command of a worker's process, as far as it is known before it is started."""
+    arguments = ["--deployment", str(deployment_file), "--worker", worker.name]
+    return [python, "-m", choose_module(worker), *arguments, *_connections(endpoint, "N")]
+
+
+def _connections(endpoint: str, parent_fd: str) -> list[str]:
+    return ["--endpoint", endpoint, "--parent-fd", parent_fd]
 
 
 def find_python() -> str:

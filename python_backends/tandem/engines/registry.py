@@ -9,7 +9,11 @@ from typing import Any, cast
 from tandem.engines.base import EngineFactory, EngineFollower
 from tandem.errors import TandemError
 
-ENGINES = {"sim": "tandem.engines.sim.engine:create", "torch": "tandem.engines.torch.engine:create"}
+ENGINES = {
+    "sim": "tandem.engines.sim.engine:create",
+    "tensorrt_llm": "tandem.engines.tensorrt_llm.engine:create",
+    "torch": "tandem.engines.torch.engine:create",
+}
 """Name in the deployment file to ``module:function`` of its ``EngineFactory``."""
 FOLLOWERS = {"torch": "tandem.engines.torch.follower:serve"}
 """Likewise of its ``EngineFollower``. That of an engine given as ``module:function`` is ``module:serve``."""

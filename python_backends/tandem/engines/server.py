@@ -29,6 +29,7 @@ from tandem.deployment import Deployment, Worker, load_deployment
 from tandem.engines.base import Engine, LoadingSink
 from tandem.engines.registry import find_engine
 from tandem.errors import TandemError
+from tandem.logs import Logging, start_logging
 from tandem.messages import (
     Cancel,
     EngineCommand,
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the engine process until it has to end; its exit status."""
     args = parse_arguments("tandem.engines.server", arguments)
     become_group_leader()
-    log_to_stderr()
+    start_logging(Logging())  # until the deployment file is read
     stopping = threading.Event()
     threading.Thread(target=_watch_parent, args=(args.parent_fd, stopping), name="parent", daemon=True).start()
     return 1 if run_engine(partial(_build, args), args.endpoint, stopping) else 0
@@ -133,11 +134,6 @@ def become_group_leader() -> None:
     """Ctrl-C in the terminal is the parent's, and the parent can end our children with us."""
     with contextlib.suppress(PermissionError):
         os.setpgrp()
-
-
-def log_to_stderr() -> None:
-    """Set logging up, as in every process of an engine."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 def run_engine(build: Callable[[LoadingSink], Engine], endpoint: str, stopping: threading.Event) -> str | None:
@@ -186,6 +182,7 @@ def _run(
 
 def _build(args: argparse.Namespace, loading: LoadingSink) -> Engine:
     deployment = load_deployment(args.deployment)
+    start_logging(deployment.logging, worker=args.worker)
     use_network(deployment)
     return build_engine(deployment, deployment.find_worker(args.worker), args.engine, loading)
 
@@ -232,6 +229,8 @@ def _pair(engine: Engine, command: Pair) -> None:
         engine.pair(command.peer)
     except TandemError as error:  # the peer is of no use to us, but all others are
         log.error("not paired with %s: %s", command.peer.worker_id, error)
+    except Exception:  # nor is one that makes no sense worth the engine
+        log.exception("not paired with %s", command.peer.worker_id)
 
 
 def _stop_on_sigterm(stopping: threading.Event) -> None:

@@ -196,7 +196,7 @@ class Agent:
             for data in messages:
                 try:
                     notes.append((sender, _note_decoder.decode(data)))
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     log.warning("dropped a note of %s: %s", sender, error)
         return notes
 

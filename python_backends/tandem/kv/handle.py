@@ -9,6 +9,7 @@ The version stands outside the payload, since another version may have another p
 from __future__ import annotations
 
 import hmac
+import re
 import struct
 from hashlib import blake2b
 
@@ -17,9 +18,18 @@ import msgspec
 from tandem.errors import ErrorCode, TandemError
 from tandem.keys import KEY_VARIABLE, Keys
 from tandem.kv.reshard import block_bytes_of
-from tandem.messages import KvFormat, KvHandle, Partition, WorkerInfo, decoder, encode
+from tandem.messages import (
+    HeldByLibrary,
+    KvFormat,
+    KvHandle,
+    LibraryTransfer,
+    Partition,
+    WorkerInfo,
+    decoder,
+    encode,
+)
 
-HANDLE_VERSION = 2
+HANDLE_VERSION = 3
 
 _MAGIC = b"TKVH"
 _HEADER = struct.Struct(">4sHI")
@@ -100,7 +110,7 @@ def check(handle: KvHandle, mine: WorkerInfo, peer: WorkerInfo | None, token_ids
     Raises:
         TandemError: the code of the first thing that does not fit; its text says what was expected.
     """
-    if peer is None or peer.worker_id != handle.worker_id or not peer.transfers:
+    if peer is None or peer.worker_id != handle.worker_id or not (peer.transfers or peer.library):
         known = "none" if peer is None else repr(peer.worker_id)
         raise TandemError(
             "handle_unknown_worker",
@@ -119,7 +129,10 @@ def check(handle: KvHandle, mine: WorkerInfo, peer: WorkerInfo | None, token_ids
             f"handle: made by {_words(handle.partition)}, but {handle.worker_id!r} is {_words(peer.partition)}",
         )
     _check_tokens(handle, token_ids)
-    _check_blocks(handle, peer.transfers[0].num_blocks)
+    if isinstance(handle.held, HeldByLibrary) != (peer.library is not None):
+        raise TandemError("handle_malformed", f"handle: what it holds is not what {handle.worker_id!r} hands out")
+    if peer.library is None:
+        _check_blocks(handle, peer.transfers[0].num_blocks)
 
 
 def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
@@ -131,7 +144,10 @@ def require_compatible(mine: WorkerInfo, peer: WorkerInfo) -> None:
     differences = find_differences(mine, peer)
     if mine.worker_id == peer.worker_id:
         differences.append("both have the same worker_id")
-    differences += [problem for worker in (mine, peer) for problem in find_transfer_problems(worker, worker.kv)]
+    if mine.library or peer.library:
+        differences += _find_library_differences(mine.library, peer.library)
+    else:
+        differences += [problem for worker in (mine, peer) for problem in find_transfer_problems(worker, worker.kv)]
     if differences:
         raise TandemError(
             "worker_incompatible",
@@ -161,11 +177,26 @@ def find_transfer_problems(worker: WorkerInfo, kv: KvFormat) -> list[str]:
         return [f"{name!r} has {len(transfers)} KV transfers, but is {_words(partition)}"]
     problems = []
     for rank, transfer in enumerate(transfers):
+        # Connections go by agent name: one that is another worker's would take its place, and break it.
+        if not re.match(rf"{re.escape(name)}([-.]|$)", transfer.agent_name):
+            agent = transfer.agent_name
+            problems.append(f"transfers[{rank}].agent_name of {name!r} is {agent!r}, which does not begin with its id")
         expected = {"block_bytes": block_bytes_of(partition, rank, kv), "num_blocks": transfers[0].num_blocks}
         for field, value in expected.items():
             if (theirs := getattr(transfer, field)) != value:
                 problems.append(f"transfers[{rank}].{field} of {name!r} is {theirs} instead of {value}")
     return problems
+
+
+def _find_library_differences(mine: LibraryTransfer | None, peer: LibraryTransfer | None) -> list[str]:
+    """A library reads only what the same version of it has sent, in the same way."""
+    if mine is None or peer is None:
+        return ["KV is moved by Tandem on one side and by the engine's library on the other"]
+    return [
+        f"library.{field} is {ours!r} here and {theirs!r} there"
+        for field in ("library", "backend")
+        if (ours := getattr(mine, field)) != (theirs := getattr(peer, field))
+    ]
 
 
 def _words(partition: Partition) -> str:

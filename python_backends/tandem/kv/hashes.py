@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 HASH_BYTES = 8
+DIGEST_BYTES = 32
 
 
 def hash_blocks(token_ids: Sequence[int], block_size: int, salt: str = "") -> list[int]:
@@ -32,6 +33,13 @@ def hash_block(before: int | None, tokens: bytes, salt: str = "") -> int:
     """The name of one block of packed ``tokens``; ``before`` is that of the block before it, None for the first."""
     name = _hash_salt(salt) if before is None else before.to_bytes(HASH_BYTES, "little")
     return int.from_bytes(_hash(name, tokens), "little")
+
+
+def digest_block(before: bytes | None, tokens: bytes, salt: str = "") -> bytes:
+    """32 bytes for one block of packed ``tokens``; ``before`` are those of the block before it, None for the first."""
+    if before is None:
+        before = blake2b(salt.encode(), digest_size=DIGEST_BYTES, person=b"tandem-salt-32").digest()
+    return blake2b(before + tokens, digest_size=DIGEST_BYTES, person=b"tandem-digest").digest()
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:

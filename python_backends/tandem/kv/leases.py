@@ -92,6 +92,12 @@ class LeaseTable:
         self.on_grant()
         return lease_id
 
+    def end_of(self, lease_id: int) -> ErrorCode | None:
+        """How a lease has ended, as the code that refuses it from now on; None while it holds."""
+        with self._lock:
+            self._expire_overdue()
+            return None if lease_id in self._held else self._ended.get(lease_id, "lease_unknown")
+
     def confirm(self, lease_id: int) -> None:
         """End a lease as redeemed and free its blocks.
 

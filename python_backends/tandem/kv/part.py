@@ -6,7 +6,7 @@ Used by the transfer thread alone, but for its construction.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Read, Remote
@@ -16,11 +16,23 @@ PIECE_BYTES = 32 << 20
 """Most bytes of one read: between two pieces others have their turn, and an abort takes effect."""
 
 
+STUCK_TIMEOUTS = 5
+"""So many of its timeouts a read may take to end, well or badly, until a peer that still grants leases is taken to be
+out of reach for good."""
+
+
+class ReadStuck(Exception):
+    """A peer that is there cannot be read from, since an earlier read from it does not end. Only the end of this
+    process, and with it of all that its network library holds, gives blocks and connection back."""
+
+
 class _Stream:
     """What comes from one source rank."""
 
-    def __init__(self, agent: Agent, remote: Remote, local_ids: list[int], remote_ids: list[int]) -> None:
-        self.remote = remote
+    def __init__(
+        self, agent: Agent, remote: Remote, local_ids: list[int], remote_ids: list[int], clock: Callable[[], float]
+    ) -> None:
+        self.remote, self._clock = remote, clock
         self._agent, self._local_ids, self._remote_ids = agent, local_ids, remote_ids
         self._blocks_at_once = max(1, PIECE_BYTES // remote.read_bytes)
         self._next_block = 0
@@ -37,7 +49,7 @@ class _Stream:
         """Begin with the next piece; ``note`` goes out behind the last one."""
         first, last = self._next_block, self._next_block + self._blocks_at_once
         local = self._local_ids[first:last]
-        self.began = time.monotonic()
+        self.began = self._clock()
         is_last = last >= len(self._local_ids)
         self.read = self._agent.read(self.remote, local, self._remote_ids[first:last], note if is_last else None)
         self._next_block += len(local)
@@ -59,8 +71,16 @@ class _Stream:
 class PartRead:
     """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``."""
 
-    def __init__(self, request_id: str, handle: KvHandle, local_ids: Sequence[int], timeout_s: float) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        handle: KvHandle,
+        local_ids: Sequence[int],
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``timeout_s`` limits each piece."""
+        self._clock = clock
         self.request_id, self.handle, self.local_ids = request_id, handle, list(local_ids)
         self._timeout_s = timeout_s
         self._streams: list[_Stream] = []
@@ -76,7 +96,8 @@ class PartRead:
         """
         self._check_blocks([agent.info.num_blocks, *(remote.info.num_blocks for remote in remotes)])
         self._note = note
-        self._streams = [_Stream(agent, remote, self.local_ids, self.handle.block_ids) for remote in remotes]
+        theirs = self.handle.block_ids
+        self._streams = [_Stream(agent, remote, self.local_ids, theirs, self._clock) for remote in remotes]
         for stream in self._streams:
             self._read_on(stream)
 
@@ -97,7 +118,7 @@ class PartRead:
 
     @property
     def began(self) -> float:
-        """When the newest piece began (monotonic clock)."""
+        """When the newest piece began (of ``clock``)."""
         return max((stream.began for stream in self._streams), default=0.0)
 
     @property
@@ -140,6 +161,20 @@ class PartRead:
         """Whether a read from ``remote`` is under way."""
         return any(stream.read is not None and stream.remote is remote for stream in self._streams)
 
+    def check_stuck(self, remote: Remote) -> None:
+        """To be called when ``remote`` has granted another lease, and cannot be read from for this read.
+
+        Raises:
+            ReadStuck: nor will it be.
+        """
+        for stream in self._streams:
+            waited = self._clock() - stream.began
+            if stream.read is not None and stream.remote is remote and waited > STUCK_TIMEOUTS * self._timeout_s:
+                raise ReadStuck(
+                    f"the read of lease {self.handle.lease_id} of KV worker {remote.name} has not ended after "
+                    f"{waited:.0f} s, well or badly; that worker is there, but cannot be read from any more"
+                )
+
     def _step(self, stream: _Stream) -> bool:
         if stream.done or (stream.read is None and self._stop_reason is not None):
             return False
@@ -161,9 +196,10 @@ class PartRead:
             self.stop(error)
 
     def _check_deadline(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for stream in self._streams:
             if stream.read is not None and now - stream.began > self._timeout_s:
+                stream.remote.lost = True  # nobody else waits for it; once this read has ended it is connected anew
                 raise self._stop_reason or TandemError(
                     "transfer_failed",
                     f"reading lease {self.handle.lease_id} of KV worker {stream.remote.name}: no answer within "

@@ -39,10 +39,13 @@ class Peer:
 
 
 class Peers:
-    """See the module. ``reads_from`` says whether a read from a connection is under way, so that it has to stay."""
+    """See the module. ``reads_from`` says whether a read from a connection is under way, so that it has to stay;
+    ``check_stuck`` raises where that will not change."""
 
-    def __init__(self, agent: Agent, reads_from: Callable[[Remote], bool]) -> None:
-        self._agent, self._reads_from = agent, reads_from
+    def __init__(
+        self, agent: Agent, reads_from: Callable[[Remote], bool], check_stuck: Callable[[Remote], None]
+    ) -> None:
+        self._agent, self._reads_from, self._check_stuck = agent, reads_from, check_stuck
         self._peers: dict[str, Peer] = {}
         """By worker id."""
         self._leaving: list[Remote] = []
@@ -106,6 +109,7 @@ class Peers:
 
         Raises:
             TandemError: ``transfer_failed``: it is lost.
+            ReadStuck: for good, though the peer is there.
         """
         remote = peer.remotes.get(rank)
         if remote is not None and remote.lost and not self._reads_from(remote):
@@ -115,6 +119,7 @@ class Peers:
             remote = self._agent.connect(peer.info.transfers[rank], peer.runs.get(rank, ()))
             peer.remotes[rank] = remote
         if remote.lost:
+            self._check_stuck(remote)
             raise TandemError("transfer_failed", f"the connection to KV worker {remote.name} is lost")
         return remote
 

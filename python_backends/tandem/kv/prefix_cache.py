@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tandem.kv.blocks import BlockPool, OutOfBlocks
-from tandem.kv.hashes import hash_block, pack_tokens
+from tandem.kv.hashes import digest_block, hash_block, pack_tokens
 from tandem.messages import BlocksRemoved, BlocksStored, KvEvent
 
 
@@ -26,6 +26,7 @@ class Chain:
     def __init__(self, token_ids: Sequence[int], block_size: int, salt: str) -> None:
         self._token_ids, self._block_size, self.salt = token_ids, block_size, salt
         self._blocks: list[tuple[int, bytes]] = []
+        self._digests: list[bytes] = []
 
     def __getitem__(self, i: int) -> tuple[int, bytes]:
         """Name and packed tokens of block ``i``, all of whose tokens must be there."""
@@ -35,6 +36,13 @@ class Chain:
             before = self._blocks[-1][0] if self._blocks else None
             self._blocks.append((hash_block(before, tokens, self.salt), tokens))
         return self._blocks[i]
+
+    def digest(self, i: int) -> bytes:
+        """32 bytes that stand for salt and tokens up to the end of block ``i``: unlike a name, they prove them."""
+        while len(self._digests) <= i:
+            before = self._digests[-1] if self._digests else None
+            self._digests.append(digest_block(before, self[len(self._digests)][1], self.salt))
+        return self._digests[i]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class _Kept:
     """Serial of the block before; the salt where there is none."""
     serial: int
     """Of this naming, never used again: a block that was removed and came back is not mistaken for what it was."""
+    digest: bytes
+    """As of ``Chain.digest``; empty where there is no second tier."""
 
 
 class PrefixCache(BlockPool):
@@ -67,6 +77,10 @@ class PrefixCache(BlockPool):
         """Named blocks that nobody holds, least recently used first."""
         self._serials = itertools.count(1)
         self._changes: list[KvEvent] = []
+        self.on_change: Callable[[], None] | None = None
+        """Where there is a second tier: called, with the lock held, when blocks were taken or have become idle."""
+        self.on_evict: Callable[[list[bytes]], None] | None = None
+        """The same with the digests of blocks that were given up."""
 
     @property
     def free_count(self) -> int:
@@ -121,12 +135,28 @@ class PrefixCache(BlockPool):
                         new.append(name)
                     else:
                         self._unname(kept)
-                    kept = self._name(block_ids[i], name, tokens, before)
+                    digest = chain.digest(i) if self.on_evict else b""
+                    kept = self._name(_Kept(block_ids[i], name, tokens, before, next(self._serials), digest))
                 else:
                     block_ids[i] = self._swap(block_ids[i], kept.block)
                 before = kept.serial
             if new:
                 self._changes.append(BlocksStored(hashes=new))
+
+    def oldest_idle(self, count: int, known: Callable[[bytes], bool]) -> list[tuple[int, int, bytes]]:
+        """The blocks that are to be given up next, until with the free ones there are ``count``, but for those whose
+        digest is ``known``: block, serial, digest. Nobody holds them: their bytes were not written to meanwhile if
+        they are ``is_still`` there after they were read.
+        """
+        with self._lock:
+            oldest = [self._by_block[b] for b in itertools.islice(self._cached, max(0, count - self._free))]
+        return [(kept.block, kept.serial, kept.digest) for kept in oldest if not known(kept.digest)]
+
+    def is_still(self, block: int, serial: int) -> bool:
+        """Whether a block has had its name all the time since it was given the serial."""
+        with self._lock:
+            kept = self._by_block.get(block)
+            return kept is not None and kept.serial == serial
 
     def take_changes(self) -> list[KvEvent]:
         """What was stored and removed since the last call, in its order."""
@@ -159,9 +189,8 @@ class PrefixCache(BlockPool):
             self._release([own])
         return other
 
-    def _name(self, block: int, name: int, tokens: bytes, before: int | str) -> _Kept:
-        kept = _Kept(block, name, tokens, before, next(self._serials))
-        self._by_name[name] = self._by_block[block] = kept
+    def _name(self, kept: _Kept) -> _Kept:
+        self._by_name[kept.name] = self._by_block[kept.block] = kept
         return kept
 
     def _unname(self, kept: _Kept) -> None:
@@ -175,18 +204,25 @@ class PrefixCache(BlockPool):
         """Named blocks stay, the end of a chain to be evicted before its start."""
         self._cached.update(dict.fromkeys(block for block in reversed(blocks) if block in self._by_block))
         super()._release([block for block in blocks if block not in self._by_block])
+        if self.on_change:
+            self.on_change()
 
     def _allocate(self, n: int) -> list[int]:
         if n > self.free_count:
             raise OutOfBlocks(n, self.free_count, self.num_blocks)
         if n > self._free:
             self._evict(n - self._free)
+        if self.on_change:
+            self.on_change()
         return super()._allocate(n)
 
     def _evict(self, n: int) -> None:
         blocks = [self._cached.popitem(last=False)[0] for _ in range(n)]
-        gone = [self._by_block.pop(block).name for block in blocks]
+        kept = [self._by_block.pop(block) for block in blocks]
+        gone = [one.name for one in kept]
         for name in gone:
             del self._by_name[name]
+        if self.on_evict:
+            self.on_evict([one.digest for one in kept])
         self._give_all(sorted(blocks))
         self._changes.append(BlocksRemoved(hashes=gone))

@@ -36,17 +36,22 @@ class Pull:
     """The state of one pull; used by the transfer thread alone, but for its construction."""
 
     def __init__(
-        self, part: PartRead, shares: dict[int, int], on_done: Callable[[PullResult], None], timeout_s: float
+        self,
+        part: PartRead,
+        shares: dict[int, int],
+        on_done: Callable[[PullResult], None],
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``shares``: bytes of all the blocks by follower's rank. ``timeout_s`` limits the confirmation, and half of
         the time for which followers are waited for once the own part is there."""
         self.part = part
-        self._shares, self._on_done, self._timeout_s = shares, on_done, timeout_s
+        self._shares, self._on_done, self._timeout_s, self._clock = shares, on_done, timeout_s, clock
         self._reported: dict[int, int] = {}
         """Bytes by follower that has all of its part."""
         self._writing = set(shares)
         """Followers that may still write: they have not reported their end."""
-        self._started = self._step_began = time.monotonic()
+        self._started = self._step_began = clock()
         self._own_done = False
         self._ask_at: float | None = None
         self._asked_by_read = False
@@ -60,7 +65,7 @@ class Pull:
 
     @property
     def began(self) -> float:
-        """When the present step began (monotonic clock)."""
+        """When the present step began (of ``clock``)."""
         return max(self.part.began, self._step_began)
 
     @property
@@ -88,7 +93,7 @@ class Pull:
             moved = self.part.step()
             if not self.part.done:
                 return moved
-        now = time.monotonic()
+        now = self._clock()
         if not self._own_done:
             self._own_done, self._step_began = True, now
             if self._asked_by_read:
@@ -143,7 +148,7 @@ class Pull:
     def end(self, error: TandemError | None) -> None:
         """Tell the caller."""
         moved = self.part.bytes_moved + sum(self._reported.values())
-        self._on_done(PullResult(self.request_id, error, moved, time.monotonic() - self._started))
+        self._on_done(PullResult(self.request_id, error, moved, self._clock() - self._started))
 
     def _check_followers(self, now: float) -> None:
         if now - self._step_began > 2 * self._timeout_s:

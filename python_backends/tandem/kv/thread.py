@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypedDict
 
 from tandem.errors import TandemError
-from tandem.kv.agent import Agent, Memory
+from tandem.kv.agent import Agent, Memory, Remote
 from tandem.kv.handle import find_transfer_problems
 from tandem.kv.inbox import Inbox
 from tandem.kv.part import PartRead
@@ -66,9 +66,21 @@ class Place(TypedDict):
 class TransferThread(ABC):
     """See the module. Public methods are thread-safe and do not wait, but start and stop."""
 
-    def __init__(self, rank: int, **place: Unpack[Place]) -> None:
-        """Raises ValueError where the block size is not what ``rank`` holds of a block."""
+    def __init__(
+        self,
+        rank: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        make_agent: Callable[..., Agent] = Agent,
+        **place: Unpack[Place],
+    ) -> None:
+        """``clock`` is what steps of pulls are timed by; ``make_agent`` is called as ``Agent`` is.
+
+        Raises:
+            ValueError: the block size is not what ``rank`` holds of a block.
+        """
         self._rank, self._place = rank, place
+        self._clock, self._make_agent = clock, make_agent
         if place["block_bytes"] != (expected := block_bytes_of(place["partition"], rank, place["kv"])):
             raise ValueError(f"block_bytes is {place['block_bytes']}, but rank {rank} holds {expected} of a block")
         self._commands: deque[Callable[[], None]] = deque()
@@ -137,7 +149,7 @@ class TransferThread(ABC):
 
     def _note_serving(self) -> None:
         """From now on peers may read here."""
-        self._serving_since = time.monotonic()
+        self._serving_since = self._clock()
         self._inbox.ring()
 
     # ------------------------------------------------------------ what leader and followers do differently
@@ -166,30 +178,36 @@ class TransferThread(ABC):
     def _end_all(self, reason: TandemError) -> None:
         """The last act: end everything with ``reason``. No read is under way, unless it hangs."""
 
-    # ------------------------------------------------------------ the thread
+    # ------------------------------------------------------------ the thread, or whoever takes its part
+
+    def open(self) -> None:
+        """Make the agent; raises whatever that does."""
+        self._agent = self._make_agent(
+            self._place["agent_name"],
+            self._place["address"],
+            self._place["block_bytes"],
+            self._place["num_blocks"],
+            self._place["memory"],
+            self._place["device_id"],
+            self._place["shared"],
+            self._inbox,
+        )
+        self._peers = Peers(
+            self._agent, lambda remote: any(part.reads_from(remote) for part in self._parts()), self._check_stuck
+        )
 
     def _run(self) -> None:
         try:
-            self._agent = Agent(
-                self._place["agent_name"],
-                self._place["address"],
-                self._place["block_bytes"],
-                self._place["num_blocks"],
-                self._place["memory"],
-                self._place["device_id"],
-                self._place["shared"],
-                self._inbox,
-            )
+            self.open()
         except Exception as error:
             self._failure = error
             self._started.set()
             return
-        self._peers = Peers(self._agent, lambda remote: any(part.reads_from(remote) for part in self._parts()))
         _sharpen_timer()
         self._started.set()
         try:
             while not self._stopping:
-                if not self._turn():
+                if not self.turn():
                     self._rest()
         except Exception as error:
             with self._lock:
@@ -198,7 +216,7 @@ class TransferThread(ABC):
             raise  # without this thread the process is of no use: whoever owns it hears of it
         self._end(TandemError("transfer_failed", "the KV transfer was stopped"))
 
-    def _turn(self) -> bool:
+    def turn(self) -> bool:
         """Everything that can be done now; whether anything was."""
         began = time.monotonic()
         busy = False
@@ -217,12 +235,12 @@ class TransferThread(ABC):
         """Sleep until the next look at the network. Where it is not needed, whoever wants something rings."""
         since = self._busy_since()
         if since is not None:
-            waited = time.monotonic() - since
+            waited = self._clock() - since
             if waited > RESTLESS_S:
                 time.sleep(HASTY_POLL_S if waited < HASTE_S else POLL_S)
         elif self._is_serving() and self._peers.any_far:
             least, most = SERVE_POLL_S
-            time.sleep(min(max((time.monotonic() - self._serving_since) / 20, least), most))
+            time.sleep(min(max((self._clock() - self._serving_since) / 20, least), most))
         else:
             self._inbox.wait(IDLE_POLL_S if self._peers or self._is_serving() else None)
 
@@ -239,6 +257,10 @@ class TransferThread(ABC):
         if self._ending is not None:
             raise self._ending
         return self._peers.find(part.handle)
+
+    def _check_stuck(self, remote: Remote) -> None:
+        for part in self._parts():
+            part.check_stuck(remote)
 
     def _begin_part(self, part: PartRead, peer: Peer, note: TransferNote | None = None) -> None:
         """Start to read; ``note`` as in ``PartRead.begin``.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tandem.errors import TandemError
+from tandem.kv.agent import Agent
 from tandem.kv.confirmations import Confirmations
 from tandem.kv.leases import LeaseTable
 from tandem.kv.part import PartRead
@@ -31,13 +32,21 @@ log = logging.getLogger(__name__)
 class KvTransfer(TransferThread):
     """See the module. All methods are thread-safe and do not wait, but start and stop."""
 
-    def __init__(self, *, leases: LeaseTable, **place: Unpack[Place]) -> None:
+    def __init__(
+        self,
+        *,
+        leases: LeaseTable,
+        clock: Callable[[], float] = time.monotonic,
+        make_agent: Callable[..., Agent] = Agent,
+        **place: Unpack[Place],
+    ) -> None:
         """``leases`` are those of this worker, and their pool is the one that local blocks of pulls come from.
+        ``clock`` and ``make_agent`` as in ``TransferThread``.
 
         Raises:
             ValueError: ``block_bytes`` is not what the leader holds of a block.
         """
-        super().__init__(LEADER, **place)
+        super().__init__(LEADER, clock=clock, make_agent=make_agent, **place)
         self._leases = leases
         self._leases.on_grant = self._note_serving
         self._confirmations = Confirmations(place["agent_name"], leases)
@@ -74,9 +83,9 @@ class KvTransfer(TransferThread):
         """
         if request_id in self._in_use:
             raise TandemError("invalid_request", f"request {request_id!r} has a pull that has not ended on all ranks")
-        part = PartRead(request_id, handle, local_block_ids, self._place["timeout_s"])
+        part = PartRead(request_id, handle, local_block_ids, self._place["timeout_s"], self._clock)
         shares = {rank: len(part.local_ids) * size for rank, size in self._followers.items()}
-        pull = Pull(part, shares, on_done, self._place["timeout_s"])
+        pull = Pull(part, shares, on_done, self._place["timeout_s"], self._clock)
         self._in_use.add(request_id)
         try:
             self._command(lambda: self._begin(pull))
@@ -154,7 +163,7 @@ class KvTransfer(TransferThread):
                 busy = True
         for pull in list(self._lingering.values()):
             self._release(pull)
-        if self._leases.held and (now := time.monotonic()) >= self._expire_at:
+        if self._leases.held and (now := self._clock()) >= self._expire_at:
             self._leases.expire()
             self._expire_at = now + IDLE_POLL_S
         return busy

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -159,17 +159,22 @@ class LaneClient:
         """Requests given to the worker and not ended."""
         return len(self._mailboxes)
 
+    @property
+    def request_ids(self) -> Collection[str]:
+        """Of the requests that are outstanding."""
+        return self._mailboxes.keys()
+
     # -------------------------------------------------------------- for the event loop
 
-    async def submit(self, work: AnyWork) -> Mailbox:
-        """Hand over work; its events come through the mailbox until ``close``.
+    async def submit(self, work: AnyWork, mailbox: Mailbox | None = None) -> Mailbox:
+        """Hand over work; its events go to ``mailbox``, or a new one, until ``close``.
 
         Raises:
             TandemError: the worker refused, with its reason.
         """
         if self.info is None:
             raise TandemError("worker_lost", f"worker {self.worker.name} is not ready: {self.trouble}")
-        mailbox = self._mailboxes[work.request_id] = Mailbox()
+        mailbox = self._mailboxes[work.request_id] = mailbox or Mailbox()
         try:
             reply = await self.call(Submit(lane=self._lane, epoch=self.info.epoch, work=[work]))
         except BaseException:
@@ -220,6 +225,11 @@ class LaneClient:
         """Part from a worker that drains, once nothing is on its way to it; it is greeted again when it is back."""
         self._lose(f"worker {self.worker.name} drains, and was left")
 
+    def give_up(self, reason: str) -> None:
+        """Tell all requests of this worker that it is lost to them."""
+        for request_id, mailbox in self._mailboxes.items():
+            mailbox.put(Failed(request_id=request_id, code="worker_lost", message=reason))
+
     def _lose(self, reason: str) -> None:
         log.warning("%s", reason)
         self.info, self.trouble, self.draining = None, reason, False
@@ -227,8 +237,7 @@ class LaneClient:
         self._observer.lost(self)
         for answered in list(self._unanswered):  # whoever sends may be stuck for a while
             _resolve(answered, Refused(code="worker_lost", message=reason))
-        for request_id, mailbox in self._mailboxes.items():
-            mailbox.put(Failed(request_id=request_id, code="worker_lost", message=reason))
+        self.give_up(reason)
 
     def _take_poll(self, reply: PollReply) -> None:
         if self.info is None:

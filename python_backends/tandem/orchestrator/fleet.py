@@ -7,7 +7,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from tandem.deployment import Deployment, Worker
@@ -19,6 +20,9 @@ from tandem.lanes.discovery import Discovery, Resolve, resolve_host
 from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
 from tandem.messages import PROTOCOL_VERSION, Pair, PollReply, Role, Unpair, WorkerInfo, does
+from tandem.orchestrator.health_watch import HealthWatch
+from tandem.orchestrator.metrics import WorkerState, WorkerView
+from tandem.routing.room import Room
 from tandem.routing.router import Plan, Route, Router
 
 log = logging.getLogger(__name__)
@@ -64,26 +68,45 @@ class Fleet:
         """Under way."""
         self._have_met = False
         """Whether there once was a worker of each entry, introduced to the others."""
+        self._health = HealthWatch(deployment, self._router, self._spawn)
         self._changed = asyncio.Event()
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Open a lane to every worker that is here, and begin to look for the others."""
+        self._loop = asyncio.get_running_loop()
         for worker in self._deployment.workers_here:
             self._open_lane(Replica(worker))
         self._meeting_ends = time.monotonic() + MEETING_S
         self._spawn(self._watch())
-        self._spawn(self._discovery.run())
+        self._looking = self._spawn(self._discovery.run())
 
     def stop(self) -> None:
         """Close all lanes; from a thread that is not the event loop's. Nothing may be called afterwards."""
         self._stopped = True
+        self._loop.call_soon_threadsafe(self._looking.cancel)
         lanes = list(self._lanes.values())
         for lane in lanes:
             lane.end()
         for lane in lanes:
             lane.stop()
+
+    @property
+    def workers(self) -> list[WorkerView]:
+        """All workers as they are seen now."""
+        lanes = self._lanes.values()
+        return [
+            WorkerView(lane.worker.name, lane.worker.stage, self._state(lane), self._router.own(lane.worker.name))
+            for lane in lanes
+        ]
+
+    def _state(self, lane: LaneClient) -> WorkerState:
+        if lane.info is None:
+            return "away"
+        if lane.draining:
+            return "draining"
+        return "out" if self._health.is_out(lane.worker.name) else "good"
 
     # -------------------------------------------------------------- where a request goes
 
@@ -102,32 +125,83 @@ class Fleet:
 
         return await self._patiently(least)
 
-    async def plan(self, token_ids: list[int], max_tokens: int) -> Plan:
-        """Where a request would go now. Waits a little while there are no workers: one that starts again is back within
-        seconds.
+    async def plan(
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        *,
+        salt: str = "",
+        avoid: Collection[str] = (),
+        patience_s: float | None = None,
+    ) -> Plan:
+        """Where a request would go now; to those of ``avoid`` only where there is nobody else. Waits while there are no
+        workers: one that starts again is back within seconds.
 
         Raises:
             TandemError: ``worker_lost`` when there are still none.
         """
-        hashes = hash_blocks(token_ids, self._block_size)
+        hashes = hash_blocks(token_ids, self._block_size, salt)
 
         def attempt() -> Plan:
-            now = time.monotonic()
-            stand_in = self._have_met or now >= self._meeting_ends
-            return self._router.plan(hashes, len(token_ids), max_tokens, now, stand_in=stand_in)
+            if avoid:
+                with suppress(TandemError):
+                    return self._plan_now(hashes, len(token_ids), max_tokens, avoid)
+            return self._plan_now(hashes, len(token_ids), max_tokens, ())
 
-        return await self._patiently(attempt)
+        return await self._patiently(attempt, patience_s)
 
-    async def route(self, token_ids: list[int], max_tokens: int) -> Assignment:
+    def _plan_now(self, hashes: list[int], num_tokens: int, max_tokens: int, avoid: Collection[str]) -> Plan:
+        now = time.monotonic()
+        stand_in = self._have_met or now >= self._meeting_ends
+        return self._router.plan(hashes, num_tokens, max_tokens, now, stand_in=stand_in, avoid=avoid)
+
+    async def route(
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        *,
+        salt: str = "",
+        avoid: Collection[str] = (),
+        patience_s: float | None = None,
+    ) -> Assignment:
         """The workers for a request; what it takes of them counts until its route ends. Else as ``plan``."""
-        plan = await self.plan(token_ids, max_tokens)
+        return self._assign(await self.plan(token_ids, max_tokens, salt=salt, avoid=avoid, patience_s=patience_s))
+
+    def route_now(
+        self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
+    ) -> Assignment | None:
+        """Likewise without those of ``avoid`` and without waiting; None where that leaves nobody."""
+        try:
+            hashes = hash_blocks(token_ids, self._block_size, salt)
+            return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid))
+        except TandemError:
+            return None
+
+    def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
+        """How long the prompt would take if it began now, the wait in its worker included; 0 where there is none."""
+        try:
+            hashes = hash_blocks(token_ids, self._block_size, salt)
+            return self._plan_now(hashes, len(token_ids), max_tokens, ()).first_token_s
+        except TandemError:
+            return 0.0
+
+    def room(self, kv_share: float) -> Room | None:
+        """How much more the workers can take at once; see ``Router.room``."""
+        return self._router.room(kv_share)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        return self._block_size
+
+    def _assign(self, plan: Plan) -> Assignment:
         route = self._router.commit(plan, time.monotonic())
         prefill, decode = plan.workers
         return Assignment(self._lanes[prefill] if prefill else None, self._lanes[decode], route, plan)
 
-    async def _patiently(self, attempt: Callable[[], T]) -> T:
+    async def _patiently(self, attempt: Callable[[], T], patience_s: float | None = None) -> T:
         """What ``attempt`` gives, tried again whenever workers come or meet, as long as a request waits."""
-        deadline = time.monotonic() + WORKER_WAIT_S
+        deadline = time.monotonic() + (WORKER_WAIT_S if patience_s is None else patience_s)
         while True:
             self._changed.clear()
             try:
@@ -159,7 +233,7 @@ class Fleet:
 
     def _open_lane(self, replica: Replica) -> None:
         self._router.add(replica.name, replica.stage)
-        lane = LaneClient(self._lane_id, replica, self._transport(replica), asyncio.get_running_loop(), self)
+        lane = LaneClient(self._lane_id, replica, self._transport(replica), self._loop, self)
         self._lanes[replica.name] = lane
         lane.start()
 
@@ -168,6 +242,7 @@ class Fleet:
             await asyncio.sleep(WATCH_S)
             for lane in list(self._lanes.values()):
                 lane.fail_if_silent()
+                self._health.check(lane)
                 if lane.draining and not self._router.own(lane.worker.name):
                     lane.leave()
                 if lane.info is None and self._is_unknown(lane.worker):
@@ -182,6 +257,7 @@ class Fleet:
         log.info("worker %s is gone: %s", name, lane.trouble)
         del self._lanes[name]
         self._router.remove(name)
+        self._health.forget(name)
         self._part(name)
         lane.end()
         self._spawn(asyncio.to_thread(lane.stop))
@@ -209,6 +285,7 @@ class Fleet:
             self._part(name)  # another one has taken its address
             self._ids[name] = lane.info.worker_id
         self._router.join(name, lane.info, lane.load)
+        self._health.greeted(lane)
         lane.kv_from = 1
         others = [other for other in self._lanes.values() if other is not lane and other.info is not None]
         for other in others:
@@ -222,6 +299,7 @@ class Fleet:
         if lane.info is None or lane.info.epoch != reply.epoch:
             return
         lane.kv_from = self._router.report(lane.worker.name, reply.epoch, reply.load, reply.kv)
+        self._health.polled(lane, reply)
         if reply.draining and not lane.draining:
             log.info("worker %s drains: it gets nothing new", lane.worker.name)
             lane.draining = True

@@ -1,10 +1,11 @@
-"""One request's way through both stages: read it from top to bottom."""
+"""One request's way through both stages, and elsewhere when a worker is lost: read it from top to bottom."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -16,28 +17,20 @@ from tandem.api.ask import Ask, check_ids, resolve_stopping
 from tandem.api.responder import Responder
 from tandem.deployment import Limits
 from tandem.errors import TandemError
-from tandem.lanes.client import LaneClient, Mailbox
-from tandem.messages import (
-    AnyWork,
-    Decode,
-    EngineEvent,
-    Failed,
-    Finished,
-    FinishReason,
-    Generate,
-    Prefill,
-    Prefilled,
-    Pulled,
-    StageName,
-    Stopping,
-    Tokens,
-)
+from tandem.messages import EngineEvent, Finished, FinishReason, Prefilled, Pulled, Tokens
+from tandem.orchestrator.admission import Demand, Ticket
 from tandem.orchestrator.answer_builder import AnswerBuilder
-from tandem.orchestrator.fleet import Fleet
+from tandem.orchestrator.attempt import Attempt, Deadlines, Wanted
+from tandem.orchestrator.fleet import Assignment, Fleet
+from tandem.orchestrator.gate import Gate
+from tandem.orchestrator.hedging import Hedging, race
 from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.orchestrator.record import RequestRecord
+from tandem.orchestrator.recovery import Recovery, find_reason
+from tandem.orchestrator.timings import Part, Timings
 from tandem.routing.explain import one_line
-from tandem.routing.router import Route
 from tandem.text.codec import TextCodec
+from tandem.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -57,26 +50,41 @@ class Journey:
         responder: Responder,
         *,
         fleet: Fleet,
+        gate: Gate,
         codec: TextCodec,
         read_prompt: ReadPrompt,
         limits: Limits,
+        deadlines: Deadlines,
+        hedging: Hedging,
         metrics: OrchestratorMetrics,
+        tracer: Tracer | None = None,
+        is_logged: bool = False,
     ) -> None:
         self.ask = ask
         self.responder = responder
-        self._fleet = fleet
+        self._fleet, self._gate = fleet, gate
         self._codec = codec
         self._read_prompt = read_prompt
-        self._limits = limits
+        self._limits, self._deadlines = limits, deadlines
+        self._timeout_s = ask.timeout_s or limits.request_timeout_s
+        self._hedging = hedging
         self._metrics = metrics
         self._id = f"{ask.request_id or 'request'}#{_own_mark}-{next(_numbers)}"
-        self._started = time.monotonic()
-        self._step = "waiting to start"
-        self._prompt: list[int] = []
+        self._timings = Timings()
+        self._record = RequestRecord(ask, self._id, tracer, is_logged)
+        self._step = "waiting for workers"
+        self._wanted: Wanted | None = None
         self._answer: AnswerBuilder | None = None
-        self._route: Route | None = None
-        self._held_by: list[LaneClient] = []
-        self._facts = Facts(finish_reason="cancelled", num_input_tokens=0, num_output_tokens=0)
+        self._ticket: Ticket | None = None
+        self._recovery = Recovery(self._id, limits.max_migrations, limits.max_queue_s)
+        self._tries = itertools.count()
+        self._attempts: list[Attempt] = []
+        """Those under way."""
+        self._current: Attempt | None = None
+        self._cached: int | None = None
+        self._facts = Facts(
+            finish_reason="cancelled", num_input_tokens=0, num_output_tokens=0, trace_id=self._record.trace_id
+        )
         self._finished = False
         self._task: asyncio.Task[None] | None = None
         self._interruption: TandemError | None = None
@@ -85,12 +93,12 @@ class Journey:
 
     async def run(self) -> None:
         """The whole journey; every way out of it ends the response."""
+        self._record.begin()
         if self._interruption is not None:
             self._end_interrupted()
             return
         self._task = asyncio.current_task()
-        timeout_s = self.ask.timeout_s or self._limits.request_timeout_s
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._run_out, timeout_s)
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._run_out, self._timeout_s)
         try:
             await self._travel()
         except asyncio.CancelledError:
@@ -99,14 +107,12 @@ class Journey:
             self._fail(error)
         except Exception as error:
             log.exception("request %s failed", self._id)
-            self._fail(TandemError("engine_failed", f"internal error while {self._step}: {error}"))
+            self._fail(TandemError("engine_failed", f"internal error {self._where}: {error}"))
         finally:
             timer.cancel()
-            if self._route is not None:
-                self._route.end()
-            for lane in self._held_by:
-                lane.cancel(self._id)
-                lane.close(self._id)
+            self._let_go()
+            if self._ticket is not None:
+                self._gate.leave(self._ticket)
 
     def cancel(self) -> None:
         """The client has left, or asked for the end."""
@@ -122,124 +128,173 @@ class Journey:
     # -------------------------------------------------------------- the corridor
 
     async def _travel(self) -> None:
-        self._step = "waiting for workers"
         max_model_len = await self._fleet.max_model_len()
-        stopping = await self._read(max_model_len)
-        prefill, decode = await self._choose_workers(stopping)
-        if prefill is None:
-            await self._generate(decode, stopping)
-        elif (handle := await self._prefill(prefill, stopping)) is not None:
-            await self._decode(decode, stopping, handle)
+        self._gate.check(self.ask.priority, self.ask.tenant)
+        await self._read(max_model_len)
+        await self._be_admitted()
+        while not self._finished:
+            try:
+                attempt = await self._choose_workers()
+                attempt, events = await self._begin(attempt)
+                await self._follow(attempt, events)
+            except TandemError as error:
+                await self._recover(error)
 
-    async def _read(self, max_model_len: int) -> Stopping:
+    async def _read(self, max_model_len: int) -> None:
         self._step = "reading the prompt"
-        self._prompt = await self._read_prompt(self.ask, max_model_len)
+        prompt = await self._read_prompt(self.ask, max_model_len)
         check_ids("stop_token_ids", self.ask.stop_token_ids, self._codec.vocab_size)
         stopping = resolve_stopping(
-            self.ask,
-            len(self._prompt),
-            max_model_len,
-            self._limits.default_max_tokens,
-            self._codec.eos_token_ids,
+            self.ask, len(prompt), max_model_len, self._limits.default_max_tokens, self._codec.eos_token_ids
         )
+        self._wanted = Wanted(prompt, self.ask.sampling, stopping, self.ask.tenant, self._record.traceparent)
         self._answer = AnswerBuilder(self._codec, self.ask.stop_words, stopping)
-        self._note(num_input_tokens=len(self._prompt))
-        return stopping
+        self._note(num_input_tokens=len(prompt))
 
-    async def _choose_workers(self, stopping: Stopping) -> tuple[LaneClient | None, LaneClient]:
-        """A worker for each stage, or None and one for both."""
-        self._step = "waiting for workers"
-        prefill, decode, self._route, plan = await self._fleet.route(self._prompt, stopping.max_tokens)
-        why = one_line(plan)
-        log.debug("request %s: %s", self._id, why)
-        self._note(route=why)
-        return prefill, decode
-
-    async def _prefill(self, lane: LaneClient, stopping: Stopping) -> bytes | None:
-        """The first token leaves for the client; returns the KV handle, or None when the answer is over."""
-        self._step = f"in prefill on {lane.worker.name}"
-        work = Prefill(request_id=self._id, token_ids=self._prompt, sampling=self.ask.sampling, stopping=stopping)
-        self._note(prefill_worker=lane.worker.name)
-        mailbox = await self._submit("prefill", lane, work)
-        while True:
-            prefilled = self._take(await mailbox.take(), Prefilled)
-            if prefilled is not None:
-                break
-        assert isinstance(prefilled, Prefilled)
-        lane.close(self._id)
-        self._note(num_cached_tokens=prefilled.cached_tokens)
-        if prefilled.finish_reason is not None:
-            self._held_by.remove(lane)
-            self._finish("stop" if self._stopped_by_word() else prefilled.finish_reason)
-        elif self._stopped_by_word():
-            self._finish("stop")  # the unused handle is given up on the way out
-        else:
-            self._send_piece()
-        return None if self._finished else prefilled.handle
-
-    async def _decode(self, lane: LaneClient, stopping: Stopping, handle: bytes) -> None:
-        """Decode redeems the handle and goes on from the second token to the end."""
-        self._step = f"in decode on {lane.worker.name}"
-        assert self._answer is not None
-        work = Decode(
-            request_id=self._id,
-            token_ids=self._prompt,
-            output_ids=list(self._answer.token_ids),
-            sampling=self.ask.sampling,
-            stopping=stopping,
-            handle=handle,
+    async def _be_admitted(self) -> None:
+        """Wait until the workers have room; a request for which they will not have any in time is refused at once."""
+        assert self._wanted is not None
+        self._enter("waiting", "waiting for its turn")
+        prompt, max_tokens = self._wanted.prompt, self._wanted.stopping.max_tokens
+        demand = Demand(
+            priority=self.ask.priority,
+            tenant=self.ask.tenant,
+            prompt_tokens=len(prompt),
+            max_tokens=max_tokens,
+            blocks=-(-(len(prompt) + max_tokens) // self._fleet.block_size),
         )
-        self._note(decode_worker=lane.worker.name)
-        await self._follow(lane, work)
+        time_left_s = self._timeout_s - self._timings.total
+        self._ticket = self._gate.enter(
+            demand, time_left_s, lambda: self._fleet.first_token_s(prompt, max_tokens, self.ask.tenant)
+        )
+        await self._gate.admitted(self._ticket)
 
-    async def _generate(self, lane: LaneClient, stopping: Stopping) -> None:
-        """One worker does both stages."""
-        self._step = f"in both stages on {lane.worker.name}"
-        work = Generate(request_id=self._id, token_ids=self._prompt, sampling=self.ask.sampling, stopping=stopping)
-        self._note(prefill_worker=lane.worker.name, decode_worker=lane.worker.name)
-        await self._follow(lane, work)
+    async def _choose_workers(self) -> Attempt:
+        """A worker for each stage, or one for both. A request that goes on elsewhere waits as long as it has time."""
+        self._enter("waiting", "waiting for workers")
+        patience_s = math.inf if self._recovery.migrations else None
+        tokens, left = self._so_far()
+        assignment = await self._fleet.route(
+            tokens, left, salt=self.ask.tenant, avoid=self._recovery.avoid, patience_s=patience_s
+        )
+        return self._set_out(assignment)
 
-    async def _follow(self, lane: LaneClient, work: Decode | Generate) -> None:
-        """Hand over the last work of the request, and stay with it to the end."""
-        mailbox = await self._submit("decode", lane, work)
-        while not self._finished:
-            finished = self._take(await mailbox.take(), Finished)
+    async def _begin(self, attempt: Attempt) -> tuple[Attempt, list[EngineEvent]]:
+        """Have the prompt read, with the answer so far; a second time elsewhere if that takes too long. Returns the
+        attempt that was first, with its first events."""
+        self._enter("prefill")
+        split = attempt.plan.verdict.split
+        if attempt.is_whole or split is None:
+            return attempt, await attempt.begin()
+        began = time.monotonic()
+        late_s = self._hedging.late_after(split.prefill_s)
+        winner, events = await race(attempt, late_s, lambda: self._second_start(attempt))
+        self._hedging.took(split.prefill_s, time.monotonic() - began)
+        for other in self._attempts:
+            if other is not winner:
+                other.end()
+        self._note_workers(winner)
+        return winner, events
+
+    def _second_start(self, late: Attempt) -> Attempt | None:
+        """Another attempt beside one that is late, if there is a worker for it and room in the budget."""
+        tokens, left = self._so_far()
+        avoid = self._recovery.avoid | {late.first_worker}
+        if not self._hedging.affordable:
+            return None
+        if (assignment := self._fleet.route_now(tokens, left, salt=self.ask.tenant, avoid=avoid)) is None:
+            return None
+        self._hedging.spend()
+        log.info("request %s: %s is late, and it is started elsewhere too", self._id, late.first_worker)
+        self._metrics.hedged()
+        self._record.note("started elsewhere too", late.first_worker, "late")
+        return self._set_out(assignment)
+
+    async def _follow(self, attempt: Attempt, events: list[EngineEvent]) -> None:
+        """Stay with an attempt to the end of the answer. The first token leaves for the client before decode begins."""
+        while True:
+            ending = self._take(events, attempt)
             if self._stopped_by_word():
                 self._finish("stop")
-            elif isinstance(finished, Finished):
-                if isinstance(work, Generate):
-                    self._note(num_cached_tokens=finished.cached_tokens)
-                self._held_by.remove(lane)
-                lane.close(self._id)
-                self._finish(finished.reason)
-            else:
-                self._send_piece()
+                return
+            match ending:
+                case Finished(reason=reason) | Prefilled(finish_reason=reason) if reason is not None:
+                    self._finish(reason)
+                    return
+                case Prefilled(handle=handle) if handle is not None:
+                    self._send_piece()
+                    await self._hand_over(attempt, handle)
+                case _:
+                    self._send_piece()
+            events = await attempt.more()
+
+    async def _hand_over(self, attempt: Attempt, handle: bytes) -> None:
+        self._enter("transfer")
+        self._note(decode_worker=attempt.decode_worker)
+        await attempt.hand_over(handle, list(self._token_ids))
+
+    async def _recover(self, error: TandemError) -> None:
+        """Returns when it is time to go on elsewhere, or with an answer that is complete; raises what ends it."""
+        assert self._wanted is not None
+        if (reason := find_reason(self._wanted.stopping, self._token_ids)) is not None:
+            self._finish(reason)
+            return
+        migrations = self._recovery.migrations
+        back_off_s = self._recovery.next_try(error, self._wanted.prompt, len(self._token_ids))
+        if self._recovery.migrations > migrations:
+            self._metrics.migrated(error.code)
+            self._record.note("goes on elsewhere", self._recovery.last_blamed, error.code)
+        self._let_go()
+        self._enter("waiting", "waiting to go on elsewhere")
+        await asyncio.sleep(back_off_s)
 
     # -------------------------------------------------------------- its parts
 
-    async def _submit(self, stage: StageName, lane: LaneClient, work: AnyWork) -> Mailbox:
-        self._held_by.append(lane)
-        mailbox = await lane.submit(work)
-        if self._route is not None:
-            self._route.sent(stage)
-        return mailbox
+    def _so_far(self) -> tuple[list[int], int]:
+        """The tokens that have to be read next, and how many may follow them."""
+        assert self._wanted is not None
+        made = self._token_ids
+        return [*self._wanted.prompt, *made], self._wanted.stopping.max_tokens - len(made)
 
-    def _take(self, events: list[EngineEvent], last: type[Prefilled] | type[Finished]) -> Prefilled | Finished | None:
+    def _set_out(self, assignment: Assignment) -> Attempt:
+        assert self._wanted is not None
+        assert self._ticket is not None
+        self._gate.booked(self._ticket)
+        name = f"{self._id}/{next(self._tries)}"
+        attempt = Attempt(name, self._wanted, list(self._token_ids), assignment, self._deadlines)
+        self._attempts.append(attempt)
+        why = one_line(attempt.plan)
+        log.debug("request %s: %s", self._id, why)
+        self._note(route=why)
+        self._note_workers(attempt)
+        return attempt
+
+    def _note_workers(self, attempt: Attempt) -> None:
+        self._current = attempt
+        decode_worker = attempt.decode_worker if attempt.is_whole else ""  # until its turn has come
+        self._note(prefill_worker=attempt.first_worker, decode_worker=decode_worker)
+
+    def _take(self, events: list[EngineEvent], attempt: Attempt) -> Prefilled | Finished | None:
         """Take in events; returns the one that ends the stage, if it is among them."""
         ending: Prefilled | Finished | None = None
         for event in events:
             match event:
                 case Tokens():
                     self._push(event)
+                    if attempt.is_whole:
+                        self._enter("decode")
                 case Pulled():
-                    self._note(kv_bytes=event.bytes_moved, kv_transfer_ms=1e3 * event.seconds)
-                    self._release_prefill()
-                case Failed():
-                    raise TandemError(event.code, f"{event.message} ({self._step})")
-                case Prefilled() | Finished():
+                    self._enter("decode")
+                    moved, took_ms = self._facts.kv_bytes, self._facts.kv_transfer_ms
+                    self._note(kv_bytes=moved + event.bytes_moved, kv_transfer_ms=took_ms + 1e3 * event.seconds)
+                case Prefilled():
+                    self._timings.was_queued(event.queue_s)
+                    self._note_cached(event.cached_tokens)
                     ending = event
-        if ending is not None and not isinstance(ending, last):
-            raise TandemError("cancelled", f"the worker stopped the request ({self._step})")
+                case Finished():
+                    if attempt.is_whole:
+                        self._note_cached(event.cached_tokens)
+                    ending = event
         return ending
 
     def _push(self, tokens: Tokens) -> None:
@@ -247,19 +302,21 @@ class Journey:
         before = self._answer.last_token_at
         new = self._answer.push(tokens)
         if new and before is None:
-            ttft_s = time.monotonic() - self._started
+            ttft_s = self._timings.total
             self._note(ttft_ms=1e3 * ttft_s)
-            if self._route is not None:
-                self._route.first_token()
             self._metrics.first_token(ttft_s)
         elif new and before is not None and self._answer.last_token_at is not None:
             self._metrics.tokens(new, (self._answer.last_token_at - before) / new)
 
-    def _release_prefill(self) -> None:
-        """Decode has the KV: nothing of this request is left on the prefill worker."""
-        self._held_by = self._held_by[1:]
-        if self._route is not None:
-            self._route.released()
+    def _note_cached(self, tokens: int) -> None:
+        """What was cached of the prompt the first time it was read; what is read again for a migration is no usage."""
+        if self._cached is None:
+            self._cached = min(tokens, self._facts.num_input_tokens)
+            self._note(num_cached_tokens=self._cached)
+
+    @property
+    def _token_ids(self) -> list[int]:
+        return self._answer.token_ids if self._answer else []
 
     def _stopped_by_word(self) -> bool:
         return self._answer is not None and self._answer.stopped
@@ -268,18 +325,36 @@ class Journey:
         if self.ask.stream and self._answer is not None and (piece := self._answer.take_piece()):
             self.responder.send(piece_tensors(piece), final=False)
 
+    def _enter(self, part: Part, step: str | None = None) -> None:
+        self._timings.enter(part)
+        self._record.enter(part)
+        if step is not None:
+            self._step, self._current = step, None
+
+    @property
+    def _where(self) -> str:
+        return self._current.step if self._current else self._step
+
+    def _let_go(self) -> None:
+        """Nobody keeps anything of this request."""
+        for attempt in self._attempts:
+            attempt.end()
+        self._attempts.clear()
+
     # -------------------------------------------------------------- its ends
 
     def _finish(self, reason: FinishReason) -> None:
         """The final response: what is left of the answer, and the facts."""
         self._finished = True
-        tokens = self._answer.token_ids if self._answer else []
-        self._note(finish_reason=reason, num_output_tokens=len(tokens))
+        self._note(finish_reason=reason, num_output_tokens=len(self._token_ids))
         tensors = facts_tensors(self._facts)
         if self._answer is not None and (piece := self._answer.take_piece(final=True)):
             tensors = piece_tensors(piece) | tensors
         self.responder.send(tensors, final=True)
-        self._metrics.finished(reason, len(self._prompt), len(tokens), time.monotonic() - self._started)
+        seconds = self._timings.total
+        tokens = self._facts.num_input_tokens, self._facts.num_cached_tokens, len(self._token_ids)
+        self._metrics.finished(reason, *tokens, seconds)
+        self._record.end(self._facts, seconds)
 
     def _end_interrupted(self) -> None:
         if self._finished:
@@ -294,17 +369,15 @@ class Journey:
     def _fail(self, error: TandemError) -> None:
         if not self._finished:
             self._finished = True
+            if error.code == "deadline_exceeded":
+                made = f"{len(self._token_ids)} tokens of the answer made"
+                error = TandemError(error.code, f"{error.message}, {made}; {self._timings}")
             self.responder.fail(error)
             self._metrics.failed(error.code)
+            self._record.end(self._facts, self._timings.total, error)
 
     def _run_out(self, timeout_s: float) -> None:
-        got = len(self._answer.token_ids) if self._answer else 0
-        self.interrupt(
-            TandemError(
-                "deadline_exceeded",
-                f"timeout_s: not done after {timeout_s:g} s; {self._step}, {got} tokens of the answer made",
-            )
-        )
+        self.interrupt(TandemError("deadline_exceeded", f"timeout_s: not done after {timeout_s:g} s; {self._where}"))
 
     def _note(self, **facts: object) -> None:
         self._facts = msgspec.structs.replace(self._facts, **facts)

@@ -16,11 +16,13 @@ from tandem.lanes.bls import BlsTransport
 from tandem.lanes.grpc import GrpcTransport
 from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
+from tandem.logs import start_logging
 from tandem.metrics_bridge import MetricsBridge
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.orchestrator import Orchestrator
 from tandem.text.codec import TextCodec
-from tandem.triton.adapter import TritonResponder, deployment_file, read_tensors, start_logging
+from tandem.tracing.tracer import make_tracer
+from tandem.triton.adapter import TritonResponder, deployment_file, read_name_and_parameters, read_tensors
 
 
 class OrchestratorModel:
@@ -28,17 +30,19 @@ class OrchestratorModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the deployment; nothing is called yet (see ``execute``)."""
-        start_logging()
         file = deployment_file(args)
         deployment = load_deployment(file)
+        start_logging(deployment.logging, worker="llm")
         metrics = OrchestratorMetrics()
-        self._bridge = MetricsBridge(metrics.registry, pb_utils)
+        self._bridge = MetricsBridge(metrics.registry, pb_utils, deployment=deployment.name)
+        self._tracer = make_tracer(deployment.tracing, deployment.name, "llm")
         self._orchestrator = Orchestrator(
             deployment,
             TextCodec(Path(deployment.model.path)),
             partial(_make_transport, load_keys(), deployment.tls),
             metrics,
             DrainMark(file.parent, "llm"),
+            self._tracer,
         )
         self._started = False
 
@@ -49,7 +53,8 @@ class OrchestratorModel:
             responder = TritonResponder(request)
             try:
                 tensors = read_tensors(request)
-                self._orchestrator.take(request.request_id(), tensors, request.parameters(), responder)
+                request_id, parameters = read_name_and_parameters(request)
+                self._orchestrator.take(request_id, tensors, parameters, responder)
             except TandemError as error:
                 responder.fail(error)
             except Exception as error:
@@ -69,6 +74,8 @@ class OrchestratorModel:
             return
         self._orchestrator.stop()
         self._bridge.stop()
+        if self._tracer is not None:
+            self._tracer.stop()
 
 
 def _make_transport(keys: Keys, tls: Tls | None, replica: Replica) -> Transport:

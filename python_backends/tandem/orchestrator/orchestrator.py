@@ -20,12 +20,18 @@ from tandem.drain import DrainMark
 from tandem.errors import TandemError
 from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
+from tandem.orchestrator.admission import Admission
+from tandem.orchestrator.admission_metrics import AdmissionMetrics
+from tandem.orchestrator.attempt import Deadlines
 from tandem.orchestrator.fleet import Fleet
+from tandem.orchestrator.gate import Gate
+from tandem.orchestrator.hedging import Hedging
 from tandem.orchestrator.journey import Journey
 from tandem.orchestrator.metrics import OrchestratorMetrics
 from tandem.orchestrator.prompt import read_prompt, text_size
 from tandem.routing.explain import explain
 from tandem.text.codec import TextCodec
+from tandem.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +41,8 @@ DRAIN_S = 5.0
 """Time that running requests get to end by themselves, and then to hear that they do not. Those of a gateway alone have
 ``limits.drain_s`` for both."""
 DRAIN_POLL_S = 0.1
+TELL_S = 1.0
+"""Between two looks at the workers' states, for metrics."""
 STOP_TIMEOUT_S = 2.0
 
 
@@ -48,14 +56,18 @@ class Orchestrator:
         transport: Callable[[Replica], Transport],
         metrics: OrchestratorMetrics,
         drain_mark: DrainMark,
+        tracer: Tracer | None = None,
     ) -> None:
-        self._limits = deployment.limits
+        self._limits, self._deadlines = deployment.limits, Deadlines.of(deployment)
+        self._hedging = Hedging(deployment.limits)
         self._codec = codec
         self._metrics = metrics
         self._drain_mark = drain_mark
+        self._tracer, self._is_logged = tracer, deployment.logging.requests
         self._draining = False
         self._drain_s = DRAIN_S if deployment.workers_here else max(DRAIN_S, deployment.limits.drain_s - DRAIN_S)
         self._fleet = Fleet(deployment, transport)
+        self._gate = Gate(Admission(deployment.limits, self._fleet.room), AdmissionMetrics(metrics.registry))
         self._journeys: dict[int, Journey] = {}
         self._loop = asyncio.new_event_loop()
         self._cancel_watch = CancelWatch()
@@ -67,6 +79,7 @@ class Orchestrator:
         self._thread.start()
         self._cancel_watch.start()
         self._loop.call_soon_threadsafe(self._fleet.start)
+        self._watch_task = asyncio.run_coroutine_threadsafe(self._tell_workers(), self._loop)
         self._drain_task = asyncio.run_coroutine_threadsafe(self._drain_when_asked(), self._loop)
 
     def stop(self) -> None:
@@ -84,8 +97,6 @@ class Orchestrator:
             ask = read_ask(request_id, tensors, parameters)
             if self._draining:
                 raise TandemError("overloaded", "the server is shutting down; send the request to another one")
-            if len(self._journeys) >= self._limits.max_requests:
-                raise self._overloaded()
             if ask.explain:
                 asyncio.run_coroutine_threadsafe(self._explain(ask, responder), self._loop)
                 return
@@ -97,20 +108,18 @@ class Orchestrator:
             ask,
             responder,
             fleet=self._fleet,
+            gate=self._gate,
             codec=self._codec,
             read_prompt=self._read_prompt,
             limits=self._limits,
+            deadlines=self._deadlines,
+            hedging=self._hedging,
             metrics=self._metrics,
+            tracer=self._tracer,
+            is_logged=self._is_logged,
         )
         self._journeys[id(journey)] = journey
         self._loop.call_soon_threadsafe(self._begin, journey)
-
-    def _overloaded(self) -> TandemError:
-        return TandemError(
-            "overloaded",
-            f"{self._limits.max_requests} requests are in hand, the limit (limits.max_requests); "
-            f"try again in {self._limits.retry_after_s:g} s",
-        )
 
     # -------------------------------------------------------------- in the event loop
 
@@ -137,7 +146,7 @@ class Orchestrator:
             prompt = await self._read_prompt(ask, max_model_len)
             defaults = self._limits.default_max_tokens, self._codec.eos_token_ids
             stopping = resolve_stopping(ask, len(prompt), max_model_len, *defaults)
-            plan = await self._fleet.plan(prompt, stopping.max_tokens)
+            plan = await self._fleet.plan(prompt, stopping.max_tokens, salt=ask.tenant)
             responder.send({"text_output": text_tensor(msgspec.json.encode(explain(plan)))}, final=True)
         except TandemError as error:
             responder.fail(error)
@@ -156,6 +165,12 @@ class Orchestrator:
         else:
             responder.fail(TandemError("not_found", f"stop: no request with id {request_id!r} is running"))
 
+    async def _tell_workers(self) -> None:
+        """Keep what is shown of the workers true."""
+        while True:
+            self._metrics.workers(self._fleet.workers)
+            await asyncio.sleep(TELL_S)
+
     async def _drain_when_asked(self) -> None:
         """Once asked: no new requests, time for the running ones to end, then close the lanes."""
         while not self._drain_mark.asked:
@@ -166,6 +181,7 @@ class Orchestrator:
                 journey.interrupt(TandemError("worker_lost", "the server is shutting down"))
             await self._all_ended(DRAIN_S)
         self._cancel_watch.stop()
+        self._watch_task.cancel()
         await asyncio.to_thread(self._fleet.stop)
         self._drain_mark.closed()
 

@@ -34,7 +34,7 @@ MARKERS: dict[Implementation, re.Pattern[bytes]] = {
     "mpich": re.compile(rb"\x1e(\d+)\x1f"),
     "openmpi": re.compile(rb"\[[^][ ,]*,(\d+)\]<std(?:out|err)>: ?"),
 }
-_FORWARDED = re.compile(
+FORWARDED = re.compile(
     r"(TANDEM|UCX|OMP|KMP|GOMP|MKL|OPENBLAS|NUMBA|TORCH|CUDA|NCCL|NIXL|FI|MPI4PY|PYTHON)[A-Z0-9_]*|LD_LIBRARY_PATH"
 )
 """Variables that Open MPI is told to take to other hosts. MPICH takes all."""
@@ -51,6 +51,8 @@ class Launcher:
     """Where a wheel was installed to; it was built for another place."""
     major: int = 5
     """Of Open MPI's version: options were renamed in 5."""
+    elsewhere: bool = False
+    """It is on a machine that cannot be asked: for a dry run. Programs go by their names."""
 
     @property
     def marker(self) -> re.Pattern[bytes]:
@@ -160,33 +162,34 @@ def build_call(
     program: list[str],
     environment: dict[str, str],
     directory: Path,
+    forwarded: re.Pattern[str] = FORWARDED,
 ) -> tuple[list[str], dict[str, str]]:
     """The command that starts ``program`` once for each rank of ``worker``, and its environment. What mpiexec leaves
-    behind on this host when it is killed lies in ``directory``.
+    behind on this host when it is killed lies in ``directory``. Open MPI takes ``forwarded`` variables to other hosts.
 
     Raises:
         TandemError: ``invalid_request``: the hosts cannot be reached from here like this.
     """
     environment = {**environment, "MPI4PY_LIBMPI": str(launcher.library)}
-    if len(worker.hosts) > 1:
+    if len(worker.hosts) > 1 and not launcher.elsewhere:
         check_first_host(worker)
     if launcher.implementation == "mpich":
-        options = _mpich_options(parallel, worker)
+        options = _mpich_options(launcher, parallel, worker)
     else:
         environment.update(_openmpi_environment(launcher, parallel, worker, directory))
         if tag := environment.get(processes.TAG):
             environment.update(shared_memory.choose_directory(tag))
         options = _openmpi_options(launcher, worker)
-        for name in sorted(filter(_FORWARDED.fullmatch, environment)):
+        for name in sorted(filter(forwarded.fullmatch, environment)):
             options += ["-x", name]
     return [str(launcher.mpiexec), *options, "-n", str(worker.group_size), *program], environment
 
 
-def _mpich_options(parallel: Parallel, worker: Worker) -> list[str]:
+def _mpich_options(launcher: Launcher, parallel: Parallel, worker: Worker) -> list[str]:
     command = ["-prepend-pattern", "\x1e%r\x1f", "-bind-to", "none"]
     if len(worker.hosts) > 1:
         each = worker.group_size // len(worker.hosts)
-        command += ["-launcher", "ssh", "-launcher-exec", find_agent(parallel), "-wdir", "/"]
+        command += ["-launcher", "ssh", "-launcher-exec", _agent(launcher, parallel), "-wdir", "/"]
         command += ["-localhost", worker.hosts[0], "-hosts", ",".join(f"{host}:{each}" for host in worker.hosts)]
     else:
         command += ["-launcher", "fork", "-localhost", "127.0.0.1"]  # a machine's name need not lead anywhere
@@ -216,11 +219,15 @@ def _openmpi_environment(launcher: Launcher, parallel: Parallel, worker: Worker,
         environment["OMPI_MCA_orte_tmpdir_base"] = str(directory)  # before 5 there is none for this host only
     else:
         for name in ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent"):
-            environment[name] = find_agent(parallel)
+            environment[name] = _agent(launcher, parallel)
         if parallel.subnet:
             for name in ("OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_oob_tcp_if_include", "PRTE_MCA_prte_if_include"):
                 environment[name] = parallel.subnet
     return environment
+
+
+def _agent(launcher: Launcher, parallel: Parallel) -> str:
+    return parallel.launch_agent if launcher.elsewhere else find_agent(parallel)
 
 
 def find_agent(parallel: Parallel) -> str:

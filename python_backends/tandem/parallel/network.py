@@ -53,16 +53,42 @@ def use_network(deployment: Deployment) -> None:
     if subnet is None:
         if deployment.is_spread or any(len(worker.hosts) > 1 for worker in deployment.worker):
             return
-        interface: str | None = LOOPBACK
+        interface = LOOPBACK
     else:
-        interface = _find_interface(subnet)
-    if interface is None:
-        raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no address in {subnet}")
+        interface = find_interface(subnet)
     for name in ("UCX_NET_DEVICES", "FI_TCP_IFACE"):
         os.environ.setdefault(name, interface)
 
 
-def _find_interface(subnet: str) -> str | None:
+def own_address(deployment: Deployment) -> str:
+    """Where this host listens for workers elsewhere: its address in ``parallel.subnet``; without one that of its name,
+    or loopback where all workers are on this machine.
+
+    Raises:
+        TandemError: ``invalid_request``: this host is not in that network, or its name is of no use to others.
+    """
+    if deployment.parallel.subnet is None:
+        if not deployment.is_spread:
+            return "127.0.0.1"
+        address = socket.gethostbyname(socket.gethostname())
+        if ipaddress.ip_address(address).is_loopback:
+            what = f"this host's name, {socket.gethostname()}, stands for {address}; say which network workers share"
+            raise TandemError("invalid_request", f"parallel.subnet: is missing, and {what}")
+        return address
+    network = ipaddress.ip_network(deployment.parallel.subnet, strict=False)
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if address.family == socket.AF_INET and ipaddress.ip_address(address.address) in network:
+                return str(address.address)
+    raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no IPv4 address in {network}")
+
+
+def find_interface(subnet: str) -> str:
+    """This host's interface in ``subnet``.
+
+    Raises:
+        TandemError: ``invalid_request``: it has none.
+    """
     network = ipaddress.ip_network(subnet, strict=False)
     for name, addresses in psutil.net_if_addrs().items():
         for address in addresses:
@@ -70,4 +96,4 @@ def _find_interface(subnet: str) -> str | None:
                 plain = address.address.partition("%")[0]
                 if ipaddress.ip_address(plain) in network:
                     return str(name)
-    return None
+    raise TandemError("invalid_request", f"parallel.subnet: {socket.gethostname()} has no address in {subnet}")

@@ -20,8 +20,9 @@ import msgspec
 
 from tandem.deployment import Deployment, Worker, to_json
 from tandem.engines.registry import find_follower
-from tandem.engines.server import build_engine, log_to_stderr, run_engine
+from tandem.engines.server import build_engine, run_engine
 from tandem.errors import TandemError
+from tandem.logs import start_logging
 from tandem.parallel import guard, heartbeat
 from tandem.parallel.network import use_network
 from tandem.parallel.shared_memory import forget_names
@@ -35,10 +36,10 @@ LINGER_S = 3.0
 
 
 def build_program(
-    deployment: Deployment, worker: Worker, endpoint: str, engine: str | None
+    deployment: Deployment, worker: Worker, endpoint: str, engine: str | None, python: str | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The command of every rank, and what has to be in its environment."""
-    command = [sys.executable, "-m", "tandem.parallel.rank", "--worker", worker.name, "--endpoint", endpoint]
+    command = [python or sys.executable, "-m", "tandem.parallel.rank", "--worker", worker.name, "--endpoint", endpoint]
     if engine is not None:
         command += ["--engine", engine]
     return command, {DEPLOYMENT: base64.b64encode(to_json(deployment)).decode()}
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     deployment = msgspec.json.decode(base64.b64decode(os.environ[DEPLOYMENT]), type=Deployment)
     heartbeat.start(guard.split(deployment.parallel.hang_timeout_s))
     faulthandler.enable()
-    log_to_stderr()
+    start_logging(deployment.logging, worker=args.worker)
     threading.excepthook = _fail_with_thread
     problem = _run(args, deployment)
     if problem is None:

@@ -50,6 +50,11 @@ def remove_place(place: Path | None) -> None:
             path.unlink()
 
 
+def remove_group(tag: str) -> None:
+    """Remove the directory of ``choose_directory`` on this host, if it is still there."""
+    shutil.rmtree(DIRECTORY / f"tandem-{tag}", ignore_errors=True)
+
+
 def forget_names(comm: MPI.Intracomm) -> None:
     """Take the names off MPI's shared memory; all ranks call it at the same time, before all else."""
     comm.alltoall([0] * comm.Get_size())  # opens what is opened at first use only

@@ -22,13 +22,14 @@ import msgspec
 import zmq
 
 from tandem.deployment import Deployment, Worker, load_deployment
-from tandem.engines.server import PARENT_GRACE_S, become_group_leader, log_to_stderr, parse_arguments
+from tandem.engines.server import PARENT_GRACE_S, become_group_leader, parse_arguments
 from tandem.errors import TandemError
+from tandem.logs import Logging, label, start_logging
 from tandem.messages import EngineError, EngineReport, Heartbeat, Loading, encode
 from tandem.parallel import heartbeat, processes
+from tandem.parallel.group_call import plan_group
 from tandem.parallel.job import Job
-from tandem.parallel.launch import build_call, find_launcher
-from tandem.parallel.rank import build_program
+from tandem.parallel.shared_memory import remove_group
 from tandem.parallel.verdict import summarize
 from tandem.parallel.watch import Watch
 
@@ -67,21 +68,25 @@ class Supervisor:
         """
         self._worker = worker
         self._hosts = hosts_of(worker)
+        self._says_json = deployment.logging.format == "json"
         self._report = report
         self._tag = uuid.uuid4().hex
-        self._watch = Watch(self._hosts, deployment.parallel.hang_timeout_s, time.monotonic())
+        directory = Path(endpoint.removeprefix("ipc://")).parent  # the stage removes it in the end
+        environment = {**os.environ, processes.TAG: self._tag}
+        call = plan_group(deployment, worker, endpoint, engine, environment, directory)
+        for path, text in call.files.items():
+            path.write_text(text)
+        self._watched = call.watched
+        self._watch = Watch(self._hosts[: call.watched], deployment.parallel.hang_timeout_s, time.monotonic())
         self._stop_by: float | None = None
         """When to end the group, even if it has not stopped by itself."""
         self._reported = 0.0
         self._ran = False
         """Whether all ranks have been running at one time."""
-        launcher = find_launcher(deployment.parallel)
-        program, environment = build_program(deployment, worker, endpoint, engine)
-        environment = {**os.environ, **environment, processes.TAG: self._tag}
-        directory = Path(endpoint.removeprefix("ipc://")).parent  # the stage removes it in the end
-        command, environment = build_call(launcher, deployment.parallel, worker, program, environment, directory)
-        log.info("%s (%s) starts %d ranks", launcher.mpiexec, launcher.implementation, worker.group_size)
-        self._job = Job(command, environment, launcher.marker, on_output=self._take_output, on_words=self._write_words)
+        log.info("%s starts %d ranks", call.command[0], worker.group_size)
+        self._job = Job(
+            call.command, call.environment, call.marker, on_output=self._take_output, on_words=self._write_words
+        )
 
     def run(self, parent_fd: int) -> str | None:
         """Stay until the group has ended, and nothing of it is left here; why, None if it ended in good order."""
@@ -95,6 +100,7 @@ class Supervisor:
             processes.wait_group(self._tag, GUARDS_S)
             if not processes.end_group(self._tag):
                 log.error("processes of the group survive SIGKILL")
+            remove_group(self._tag)
             self._job.close()
 
     def stop(self) -> None:
@@ -140,13 +146,13 @@ class Supervisor:
     def _show_life(self, now: float) -> None:
         """Until rank 0 speaks with the stage; while it starts MPI it cannot speak either."""
         if now - self._reported > REPORT_PERIOD_S and self._watch.is_starting(0, now):
-            self._report(Loading(what="ranks", fraction=self._watch.heard / self._worker.group_size))
+            self._report(Loading(what="ranks", fraction=self._watch.heard / self._watched))
             self._reported = now
 
     # ------------------------------------------------------------ what comes in
 
     def _take_output(self, rank: int, line: bytes) -> None:
-        if not line.startswith(heartbeat.PREFIX):
+        if rank >= self._watched or not line.startswith(heartbeat.PREFIX):
             self._write_words(rank, line.decode(errors="replace"))
             return
         try:
@@ -162,7 +168,8 @@ class Supervisor:
     def _write_words(self, rank: int | None, line: str) -> None:
         host = None if rank is None else self._hosts[rank]
         who = "mpiexec" if rank is None else f"rank {rank} {host}" if host else f"rank {rank}"
-        print(f"[{who}] {line}", file=sys.stderr, flush=True)
+        said = label(line, worker=self._worker.name, by=who) if self._says_json else f"[{who}] {line}"
+        print(said, file=sys.stderr, flush=True)
 
     def _note_parent(self, fd: int) -> None:
         if not os.read(fd, 4096):
@@ -182,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the supervisor until the group has ended; its exit status."""
     args = parse_arguments("tandem.parallel.supervisor", arguments)
     become_group_leader()
-    log_to_stderr()
+    start_logging(Logging())  # until the deployment file is read
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     reports = context.socket(zmq.PUSH)
     reports.connect(f"{args.endpoint}.reports")
@@ -200,6 +207,7 @@ def _supervise(args: argparse.Namespace, report: Callable[[EngineReport], None])
     try:
         deployment = load_deployment(args.deployment)
         worker = deployment.find_worker(args.worker)
+        start_logging(deployment.logging, worker=worker.name)
         supervisor = Supervisor(deployment, worker, args.endpoint, args.engine, report)
     except TandemError as error:
         return error.message

@@ -11,9 +11,16 @@ from tandem.api.ask import read_ask
 from tandem.api.tensors import ids_tensor, take_bool
 from tandem.deployment import load_deployment
 from tandem.errors import TandemError
+from tandem.logs import start_logging
 from tandem.orchestrator.prompt import read_prompt
 from tandem.text.codec import TextCodec
-from tandem.triton.adapter import deployment_file, read_tensors, start_logging, to_error, to_response
+from tandem.triton.adapter import (
+    deployment_file,
+    read_name_and_parameters,
+    read_tensors,
+    to_error,
+    to_response,
+)
 
 
 class PreprocessModel:
@@ -21,8 +28,8 @@ class PreprocessModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer."""
-        start_logging()
         deployment = load_deployment(deployment_file(args))
+        start_logging(deployment.logging, worker="preprocess")
         self._codec = TextCodec(Path(deployment.model.path))
         self._max_model_len = deployment.model.max_model_len or self._codec.max_model_len
 
@@ -35,7 +42,8 @@ class PreprocessModel:
             tensors = read_tensors(request)
             if take_bool(tensors, "stop"):
                 return to_response({"input_ids": ids_tensor([0])})  # a cancellation has no prompt
-            ask = read_ask(request.request_id(), tensors, "")
+            request_id, _ = read_name_and_parameters(request)
+            ask = read_ask(request_id, tensors, "")
             return to_response({"input_ids": ids_tensor(read_prompt(ask, self._codec, self._max_model_len))})
         except TandemError as error:
             return to_error(error)

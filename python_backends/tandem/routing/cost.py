@@ -1,6 +1,7 @@
 """What it would cost to give a request to each worker, in seconds: added up over the request and those it holds up.
 
-Every function weighs all workers at once; columns have shape [workers].
+Every function weighs all workers at once; columns have shape [workers]. So short are they that the number of operations
+is what takes time: numbers among them are floats, the greatest is found by ``argmax``, sums are made in place.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """KV blocks that prompt and answer take."""
     uncached: Numbers
     """Tokens of the prompt that each worker would have to read; shape [workers]."""
+    chances: Numbers
+    """How likely what each worker's cache gives up for them would be asked for again; shape [workers]."""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -39,40 +42,48 @@ class Cost(msgspec.Struct, frozen=True):
     unit: Literal["seconds", "requests"] = "seconds"
 
 
-def prefill_cost(table: WorkerTable, request: Request) -> Cost:
-    """Until the first token: the prompts before it, its own uncached tokens, and room for its blocks."""
-    wait = table.wait_s.copy()
-    work = table.prefill_s * request.uncached
-    total = wait + work
-    lack = table.used_share + (request.prompt_blocks * table.block_share - 1.0)
-    if np.maximum.reduce(lack) <= 0.0:
-        return Cost(total, {"wait": wait, "prefill": work})
+def prefill_cost(table: WorkerTable, request: Request, wait: Numbers, work: Numbers) -> Cost:
+    """Until the first token: the prompts before it, its own uncached tokens, and room for its blocks. What it reads
+    holds up those who come after it, the likelier the more workers are busy; and each block of it takes the place of
+    another one, which has to be read again if it is asked for."""
+    held_up = work * table.busy_share("prefill")
+    lost = work + held_up
+    total = wait + lost
+    lost *= request.chances
+    total += lost
+    parts = {"wait": wait, "prefill": work, "held up": held_up, "lost blocks": lost}
+    taken = table.block_share * float(request.prompt_blocks)
+    taken += table.used_share
+    if taken[taken.argmax()] <= 1.0:
+        return Cost(total, parts)
     # Blocks come free as the queue moves on: a full turn of it for all of them.
     turn = wait + table.prefill_s * request.num_tokens
-    room = turn * np.maximum(lack, 0.0)
-    return Cost(total + room, {"wait": wait, "prefill": work, "room": room})
+    room = turn * np.maximum(taken - 1.0, 0.0)
+    return Cost(total + room, parts | {"room": room})
 
 
 def decode_cost(table: WorkerTable, request: Request) -> Cost:
     """Of the answer: its steps, what it adds to those of others, and the wait for room in batch and KV memory."""
-    steps = table.step_s * request.max_tokens
-    share = np.maximum(table.batch_share, table.used_share + request.all_blocks * table.block_share)
+    steps = table.step_s * float(request.max_tokens)
+    share = table.block_share * float(request.all_blocks)
+    share += table.used_share
+    share = np.maximum(share, table.batch_share)
     crowding = steps * share
     total = steps + crowding
-    if np.maximum.reduce(share) <= 1.0:
+    if share[share.argmax()] <= 1.0:
         return Cost(total, {"steps": steps, "crowding": crowding})
     # Room comes free as running answers end: a full turn of them for all of it.
     room = steps * np.maximum(share - 1.0, 0.0)
     return Cost(total + room, {"steps": steps, "crowding": crowding, "room": room})
 
 
-def generate_cost(table: WorkerTable, request: Request, decode: Cost) -> Cost:
+def generate_cost(table: WorkerTable, decode: Cost, wait: Numbers, work: Numbers) -> Cost:
     """Of both stages on one worker, with what its decode stage costs. While a worker reads the prompt its answers stand
     still, each for as long; that counts for one at least, since one may begin at any moment."""
-    wait = table.wait_s.copy()
-    work = table.prefill_s * request.uncached
-    stall = work * np.maximum(table.in_hand, 1.0)
-    total = decode.total + wait + work + stall
+    stall = work * table.stalled
+    total = decode.total + wait
+    total += work
+    total += stall
     return Cost(total, {"wait": wait, "prefill": work, "stall": stall} | decode.parts)
 
 
@@ -82,6 +93,7 @@ class Costs:
     def __init__(self, table: WorkerTable, request: Request) -> None:
         self.request = request
         self._table = table
+        self._wait, self._work = table.wait_s.copy(), table.prefill_s * request.uncached
         self._known: dict[Task, Cost] = {}
 
     def of(self, task: Task) -> Cost:
@@ -89,10 +101,10 @@ class Costs:
         cost = self._known.get(task)
         if cost is None:
             if task == "prefill":
-                cost = prefill_cost(self._table, self.request)
+                cost = prefill_cost(self._table, self.request, self._wait, self._work)
             elif task == "decode":
                 cost = decode_cost(self._table, self.request)
             else:
-                cost = generate_cost(self._table, self.request, self.of("decode"))
+                cost = generate_cost(self._table, self.of("decode"), self._wait, self._work)
             self._known[task] = cost
         return cost

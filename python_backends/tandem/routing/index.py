@@ -6,17 +6,22 @@ block, whatever the number of workers, and ends where no worker is left.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import groupby, repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tandem.messages import BlocksStored, KvReport
 from tandem.routing.reports import ReportCursor
+from tandem.routing.reuse import Chances, Reuse
 
 Counts = NDArray[np.float64]  # of blocks; as the costs are, to be reckoned with
+
+FEW = 6
+"""So many places are quicker written to one by one than all at once."""
 
 
 class _Worker:
@@ -28,7 +33,9 @@ class _Worker:
         self.cursor = ReportCursor()
         self.reports = False
         """Whether its engine tells what it holds."""
-        self.blocks: set[int] = set()
+        self.blocks: dict[int, float] = {}
+        """Those that it holds, and when each was stored, or last used as the end of what a prompt found. Ends of chains
+        are evicted first, so the others' times do not matter."""
         self.expected: dict[int, float] = {}
         """Blocks that it should soon report, and until when that is believed."""
 
@@ -41,6 +48,8 @@ class PrefixIndex:
         self._workers: list[_Worker] = []
         self._expectations: deque[tuple[float, int, int | None, Sequence[int]]] = deque()
         self._nobody: Counts = np.zeros(0, np.float64)
+        self._reuse = Reuse()
+        self._now = 0.0
 
     def __len__(self) -> int:
         """Number of blocks that anybody holds."""
@@ -52,6 +61,7 @@ class PrefixIndex:
         self._workers.append(_Worker(place))
         self._nobody = np.zeros(place + 1, np.float64)
         self._nobody.flags.writeable = False
+        self._reuse.add()
         return place
 
     # -------------------------------------------------------------- what workers say
@@ -59,7 +69,8 @@ class PrefixIndex:
     def begin(self, place: int, epoch: int | None) -> None:
         """A worker has started anew, or with None is gone: what it held is forgotten."""
         worker = self._workers[place]
-        self._drop(worker, worker.blocks | worker.expected.keys())
+        self._drop(worker, worker.blocks.keys() | worker.expected.keys())
+        self._reuse.begin(place)
         self._workers[place] = _Worker(place)
         self._workers[place].epoch = epoch
 
@@ -76,24 +87,28 @@ class PrefixIndex:
         news = worker.cursor.read(report)
         if news is None:
             return
+        before: dict[int, float] = {}
         if news.replaces:
-            gone, worker.blocks = worker.blocks, set()
-            self._drop(worker, gone - worker.expected.keys())
+            before, worker.blocks = worker.blocks, {}
+            self._drop(worker, before.keys() - worker.expected.keys())
         for event in news.events:
             if isinstance(event, BlocksStored):
                 self._store(worker, event.hashes)
             else:
-                self._remove(worker, event.hashes)
+                self._remove(worker, place, event.hashes)
+        if before:  # a snapshot does not say how old its blocks are
+            worker.blocks.update((name, before[name]) for name in before.keys() & worker.blocks.keys())
 
     def _store(self, worker: _Worker, hashes: Sequence[int]) -> None:
-        worker.blocks.update(hashes)
+        worker.blocks.update(dict.fromkeys(hashes, self._now))
         self._mark(worker, hashes)
         if worker.expected:
             for name in hashes:
                 worker.expected.pop(name, None)
 
-    def _remove(self, worker: _Worker, hashes: Sequence[int]) -> None:
-        worker.blocks.difference_update(hashes)
+    def _remove(self, worker: _Worker, place: int, hashes: Sequence[int]) -> None:
+        used = map(worker.blocks.pop, hashes, repeat(-math.inf))
+        self._reuse.evicted(place, max(used, default=-math.inf))
         self._drop(worker, hashes)
         if worker.expected:
             for name in hashes:
@@ -116,9 +131,10 @@ class PrefixIndex:
 
     # -------------------------------------------------------------- what this router has brought about
 
-    def expect(self, place: int, hashes: Sequence[int], until: float) -> None:
-        """These blocks are about to be computed on a worker: count them as held until it reports them, or ``until``
-        has come. A worker that never reports does not keep blocks, and is believed to hold none.
+    def give(self, place: int, hashes: Sequence[int], held: int, now: float, until: float) -> None:
+        """A worker is given a prompt of these blocks, of which it holds the first ``held``. The others are about to be
+        computed there: they count as held until it reports them, or ``until`` has come. A worker that never reports
+        does not keep blocks, and is believed to hold none.
 
         ``until`` must not go back from call to call.
         """
@@ -126,13 +142,18 @@ class PrefixIndex:
         if not worker.reports or not hashes:
             return
         known, expected = worker.blocks, worker.expected
-        new = [name for name in hashes if name not in known]
+        age_s = 0.0
+        if held and (last := hashes[held - 1]) in known:
+            age_s, known[last] = now - known[last], now
+        self._reuse.placed(len(hashes), held, age_s)
+        new = [name for name in hashes[held:] if name not in known]
         expected.update(zip(new, repeat(until), strict=False))
         self._mark(worker, new)
         self._expectations.append((until, place, worker.epoch, new))
 
     def expire(self, now: float) -> None:
-        """Stop believing in what should have been reported by ``now``."""
+        """It is ``now``: stop believing in what should have been reported by now."""
+        self._now = now
         expectations = self._expectations
         while expectations and expectations[0][0] <= now:
             _, place, epoch, hashes = expectations.popleft()
@@ -143,7 +164,11 @@ class PrefixIndex:
                     del worker.expected[name]
                 self._drop(worker, over)
 
-    # -------------------------------------------------------------- the question
+    # -------------------------------------------------------------- the questions
+
+    def chances(self) -> Chances:
+        """For each worker, how likely the next block that it gives up would be asked for again; shape [workers]."""
+        return self._reuse.chances(self._now)
 
     def held(self, hashes: Sequence[int]) -> Counts:
         """For each worker, how many of these blocks it holds from the chain's start on; shape [workers]."""
@@ -152,23 +177,25 @@ class PrefixIndex:
         if not left:
             return self._nobody
         held = np.zeros(len(self._workers), np.float64)
-        for length, holders in enumerate(map(get, hashes)):
-            if holders == left:
-                continue
+        length = 0
+        for holders, run in groupby(map(get, hashes)):  # most neighbours have the same holders
             stay = left & (holders or 0)
             if stay != left:
                 _write(held, left ^ stay, length)
                 left = stay
                 if not left:
                     return held
-        _write(held, left, len(hashes))
+            length += len(list(run))
+        _write(held, left, length)
         return held
 
 
 def _write(held: Counts, workers: int, length: int) -> None:
     """Write ``length`` at the places of the bits that are set in ``workers``."""
-    if workers & (workers - 1) == 0:
-        held[workers.bit_length() - 1] = length
+    if workers.bit_count() <= FEW:
+        while workers:
+            held[workers.bit_length() - 1] = length
+            workers ^= 1 << (workers.bit_length() - 1)
         return
     size = len(held)
     data = np.frombuffer(workers.to_bytes((size + 7) // 8, "little"), np.uint8)

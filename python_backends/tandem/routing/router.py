@@ -4,7 +4,7 @@ time included, and asks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -17,7 +17,8 @@ from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
 from tandem.routing.index import PrefixIndex
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
-from tandem.routing.table import Numbers, WorkerTable
+from tandem.routing.room import Room, find_room
+from tandem.routing.table import Numbers, Places, WorkerTable
 from tandem.routing.worker import Booking
 
 EXPECTED_S = 30.0
@@ -36,6 +37,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The worker that would do both stages; None where that was not weighed."""
     names: Sequence[str]
     policy: str
+
+    @property
+    def first_token_s(self) -> float:
+        """Expected until the first token is there."""
+        way = self.verdict.whole if self.verdict.way == "whole" else self.verdict.split
+        assert way is not None
+        return way.prefill_s
 
     @property
     def workers(self) -> tuple[str | None, str]:
@@ -129,6 +137,10 @@ class Router:
         """Requests that a worker was chosen for here and that have not ended there."""
         return self._table.own(self._places[name])
 
+    def resume(self, name: str) -> None:
+        """A worker that was drained takes new work again."""
+        self._table.resume(self._places[name])
+
     def report(self, name: str, epoch: int, load: Load, kv: KvReport | None) -> int:
         """A worker says how it does and what its cache holds; returns the number of the next change to be asked for
         (``Poll.kv_from``)."""
@@ -141,9 +153,16 @@ class Router:
     # -------------------------------------------------------------- the choice
 
     def plan(
-        self, hashes: Sequence[int], num_tokens: int, max_tokens: int, now: float, *, stand_in: bool = True
+        self,
+        hashes: Sequence[int],
+        num_tokens: int,
+        max_tokens: int,
+        now: float,
+        *,
+        stand_in: bool = True,
+        avoid: Collection[str] = (),
     ) -> Plan:
-        """Where a request would go now, given the hashes of its prompt's whole blocks.
+        """Where a request would go now, given the hashes of its prompt's whole blocks; to none of ``avoid``.
 
         With ``stand_in``, workers of one stage do both where the other stage has none.
 
@@ -153,16 +172,21 @@ class Router:
         self._index.expire(now)
         table, request = self._table, self._request(hashes, num_tokens, max_tokens)
         costs = Costs(table, request)
-        bar = table.paired_bar()
+        avoided = frozenset(self._places[name] for name in avoid if name in self._places)
+        bar = table.paired_bar(avoided)
         if bar is None:
-            return self._stand_in(costs, hashes, stand_in)
+            return self._stand_in(costs, hashes, stand_in, avoided)
         prefill = self._choose("prefill", bar, costs)
-        decode = self._choose("decode", table.bar("decode", prefill.place), costs)
+        decode = self._choose("decode", table.bar("decode", prefill.place, avoided), costs)
         whole = None
         if self._routing.conditional_disaggregation and table.has_measured_prefill:
-            whole = self._choose("generate", table.bar("decode"), costs)
+            whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
         verdict = choose_way(self._split(costs, prefill, decode), self._whole(costs, whole))
         return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
+
+    def room(self, kv_share: float) -> Room | None:
+        """How much more the workers can take at once; None where there are none. See ``find_room``."""
+        return find_room(self._table, kv_share)
 
     def commit(self, plan: Plan, now: float) -> Route:
         """Count a plan as chosen: the next one takes it into account."""
@@ -178,31 +202,33 @@ class Router:
             prefill = self._table.book(place, int(request.uncached[place]), request.prompt_blocks)
             decode = self._table.book(plan.decode.place, 0, request.all_blocks)
         held = (request.num_tokens - int(request.uncached[place])) // self._block_size
-        self._index.expect(place, plan.hashes[held:], now + EXPECTED_S)
+        self._index.give(place, plan.hashes, held, now, now + EXPECTED_S)
         return Route(prefill, decode)
 
     # -------------------------------------------------------------- its parts
 
     def _request(self, hashes: Sequence[int], num_tokens: int, max_tokens: int) -> Request:
         size = self._block_size
-        held = self._index.held(hashes)
-        # The last token is always read, whatever is held: it gives the first one of the answer.
-        uncached = np.maximum(num_tokens - held * size, 1.0)
+        uncached = float(num_tokens) - self._index.held(hashes) * float(size)
+        if num_tokens % size == 0:
+            # The last token is always read, whatever is held: it gives the first one of the answer.
+            uncached = np.maximum(uncached, 1.0)
         return Request(
             num_tokens=num_tokens,
             max_tokens=max_tokens,
             prompt_blocks=-(-num_tokens // size),
             all_blocks=-(-(num_tokens + max_tokens) // size),
             uncached=uncached,
+            chances=self._index.chances(),
         )
 
     def _choose(self, task: Task, bar: Numbers | None, costs: Costs) -> Choice:
         assert bar is not None
         return self._policy.choose(Candidates(task, self._table, bar, costs))
 
-    def _stand_in(self, costs: Costs, hashes: Sequence[int], allowed: bool) -> Plan:
+    def _stand_in(self, costs: Costs, hashes: Sequence[int], allowed: bool, avoided: Places) -> Plan:
         """The plan where no two workers can share the request."""
-        decoders, prefillers = self._table.bar("decode"), self._table.bar("prefill")
+        decoders, prefillers = (self._table.bar(stage, avoid=avoided) for stage in ("decode", "prefill"))
         bar = prefillers if decoders is None else decoders
         if bar is None or not allowed:
             stage: StageName = "decode" if decoders is None and prefillers is not None else "prefill"

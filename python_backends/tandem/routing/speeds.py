@@ -42,6 +42,8 @@ class Speeds:
     def __init__(self) -> None:
         self.prefill = Mean()
         """Seconds per uncached prompt token."""
+        self.prefill_step = Mean()
+        """Seconds per prefill step."""
         self.step = Mean()
         """Seconds per decode step."""
         self.batch = Mean()
@@ -53,6 +55,7 @@ class Speeds:
         """Take in what a worker has done between two reports."""
         seconds = load.prefill_seconds - last.prefill_seconds
         self.prefill.add(seconds, load.prefill_tokens - last.prefill_tokens, seconds)
+        self.prefill_step.add(seconds, load.prefill_steps - last.prefill_steps, seconds)
         seconds = (load.step_seconds - load.prefill_seconds) - (last.step_seconds - last.prefill_seconds)
         steps = (load.steps - load.prefill_steps) - (last.steps - last.prefill_steps)
         self.step.add(seconds, steps, seconds)

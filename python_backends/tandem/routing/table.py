@@ -14,8 +14,21 @@ from tandem.routing.worker import Booking, WorkerState
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Places = frozenset[int]
+NOBODY: Places = frozenset()
 
-_COLUMNS = ("wait_s", "prefill_s", "step_s", "pull_s", "in_hand", "batch_share", "used_share", "block_share")
+_COLUMNS = (
+    "wait_s",
+    "prefill_s",
+    "prefill_step_s",
+    "step_s",
+    "pull_s",
+    "in_hand",
+    "stalled",
+    "batch_share",
+    "used_share",
+    "block_share",
+)
 
 
 class WorkerTable:
@@ -25,12 +38,16 @@ class WorkerTable:
     """Until it has read the prompts that it has in hand."""
     prefill_s: Numbers
     """Per uncached prompt token."""
+    prefill_step_s: Numbers
+    """Per prefill step."""
     step_s: Numbers
     """Per decode step, with one more sequence than now."""
     pull_s: Numbers
     """Per byte of KV from another worker."""
     in_hand: Numbers
     """Requests."""
+    stalled: Numbers
+    """Answers that stand still while it reads a prompt: those in hand, one at least."""
     batch_share: Numbers
     """Of the largest batch, what would be taken with one more sequence; above 1 somebody waits."""
     used_share: Numbers
@@ -104,6 +121,11 @@ class WorkerTable:
         self._usable[place] = False
         self._bars.clear()
 
+    def resume(self, place: int) -> None:
+        """A worker that was drained takes new work again."""
+        self._usable[place] = True
+        self._bars.clear()
+
     def pair(self, one: int, other: int) -> None:
         """KV can move between these two from now on."""
         self._paired[one, other] = self._paired[other, one] = True
@@ -113,14 +135,14 @@ class WorkerTable:
         """The names of a stage's workers, whether they are there or not."""
         return [name for name, role in zip(self.names, self._roles, strict=True) if role and does(role, stage)]
 
-    def bar(self, stage: StageName, partner: int | None = None) -> Numbers | None:
+    def bar(self, stage: StageName, partner: int | None = None, avoid: Places = NOBODY) -> Numbers | None:
         """Who of a stage takes new work: 0 for those, infinite for all others; None if there is nobody. With
-        ``partner`` only those that are paired with it."""
-        return self._bar((stage, partner), lambda: self._usable_in(stage, partner))
+        ``partner`` only those that are paired with it; none of ``avoid``."""
+        return self._bar((stage, partner, avoid), lambda: self._usable_in(stage, partner, avoid))
 
-    def paired_bar(self) -> Numbers | None:
+    def paired_bar(self, avoid: Places = NOBODY) -> Numbers | None:
         """Likewise the prefill workers that are paired with a decode worker which takes new work."""
-        return self._bar("paired", self._usable_pairs)
+        return self._bar(("paired", avoid), lambda: self._usable_pairs(avoid))
 
     def _bar(self, key: object, find: Callable[[], Flags]) -> Numbers | None:
         if key not in self._bars:
@@ -128,16 +150,23 @@ class WorkerTable:
             self._bars[key] = np.where(flags, 0.0, np.inf) if flags.any() else None
         return self._bars[key]
 
-    def _usable_in(self, stage: StageName, partner: int | None = None) -> Flags:
+    def _usable_in(self, stage: StageName, partner: int | None, avoid: Places) -> Flags:
         flags = self._usable & np.array([role is not None and does(role, stage) for role in self._roles], np.bool_)
+        flags[list(avoid)] = False
         return flags if partner is None else flags & self._paired[partner]
 
-    def _usable_pairs(self) -> Flags:
-        partners = self._paired & self._usable_in("decode")
-        flags: Flags = self._usable_in("prefill") & partners.any(axis=1)
+    def _usable_pairs(self, avoid: Places) -> Flags:
+        partners = self._paired & self._usable_in("decode", None, avoid)
+        flags: Flags = self._usable_in("prefill", None, avoid) & partners.any(axis=1)
         return flags
 
     # -------------------------------------------------------------- what they have in hand
+
+    def busy_share(self, stage: StageName) -> float:
+        """Of a stage's workers that take new work, those that have some in hand."""
+        if (bar := self.bar(stage)) is None:
+            return 0.0
+        return int(np.count_nonzero(self.in_hand > bar)) / (len(bar) - int(np.count_nonzero(bar)))
 
     @property
     def has_measured_prefill(self) -> bool:
@@ -164,11 +193,12 @@ class WorkerTable:
         requests, blocks = worker.requests, worker.blocks_total
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
-        self.in_hand[place] = requests
+        self.in_hand[place], self.stalled[place] = requests, requests or 1
         self.batch_share[place] = (requests + 1) / worker.largest_batch
         self.used_share[place] = worker.blocks / blocks if blocks else 0.0
 
     def _write_speeds(self, place: int) -> None:
         worker = self._workers[place]
         self.prefill_s[place], self.pull_s[place] = worker.prefill_s, worker.pull_s
+        self.prefill_step_s[place] = worker.prefill_step_s
         self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0

@@ -20,6 +20,10 @@ STEP_S = 0.02
 PULL_S = 1e-9
 """Per byte of KV."""
 
+ALIKE = 1.5
+"""A worker that is by less than this factor faster or slower than all together reads prompts as they do: the lengths of
+the prompts that it happened to get explain as much. Else one that got a long one would not get others for long."""
+
 
 class Amounts:
     """Of work: requests, prompt tokens to be read, KV blocks."""
@@ -45,6 +49,8 @@ class WorkerState:
         self.blocks_total = 0
         self.prefill_s = PREFILL_S
         """Per uncached prompt token."""
+        self.prefill_step_s = 0.0
+        """Per prefill step; 0 where none was measured."""
         self.pull_s = PULL_S
         """Per byte of KV from another worker."""
         self._own, self._sent, self._others = Amounts(), Amounts(), Amounts()
@@ -104,6 +110,9 @@ class WorkerState:
         )
         self.blocks_total = load.blocks_total
         self.prefill_s = _measured(self._speeds.prefill, self._typical.prefill, PREFILL_S)
+        if self._typical.prefill.known and 1 / ALIKE < self.prefill_s / self._typical.prefill.value < ALIKE:
+            self.prefill_s = self._typical.prefill.value
+        self.prefill_step_s = _measured(self._speeds.prefill_step, self._typical.prefill_step, 0.0)
         self.pull_s = _measured(self._speeds.pull, self._typical.pull, PULL_S)
         batch = _measured(self._speeds.batch, self._typical.batch, 1.0)
         step_s = _measured(self._speeds.step, self._typical.step, STEP_S)

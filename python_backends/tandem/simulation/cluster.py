@@ -10,11 +10,11 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tandem.deployment import Routing
+from tandem.deployment import Limits, Routing
 from tandem.messages import (
     AnyWork,
     Decode,
@@ -32,6 +32,7 @@ from tandem.messages import (
     Stopping,
     Tokens,
 )
+from tandem.orchestrator.admission import Admission, Demand, Reason, Refusal, Ticket
 from tandem.routing.router import Route, Router
 from tandem.simulation.fleet import Clock, WorkerPlan, make_fleet
 from tandem.simulation.results import Results, Tally, balance
@@ -46,24 +47,37 @@ MESSAGE_S = 0.5e-3
 @dataclass(eq=False)
 class _Request:
     arrival: Arrival
-    route: Route
-    places: dict[str, int]
-    """Of its workers, by stage."""
     prompt: list[int]
     output: list[int]
+    ticket: Ticket | None = None
+    """None where nothing is refused."""
+    route: Route = field(init=False)
+    places: dict[str, int] = field(default_factory=dict)
+    """Of its workers, by stage."""
     last_token_at: float | None = None
 
 
 class Cluster:
     """One simulation, to be run once."""
 
-    def __init__(self, plan: WorkerPlan, prefill: int, decode: int, routing: Routing, seed: int = 0) -> None:
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        prefill: int,
+        decode: int,
+        routing: Routing,
+        seed: int = 0,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        """With ``limits`` requests go through an orchestrator's admission; without, all go to workers at once."""
         self._clock, self._policy = Clock(), routing.policy
         self.workers = make_fleet(plan, prefill, decode, self._clock, self._redeemed)
         """By place."""
         self._places = {worker.info.worker_id: place for place, worker in enumerate(self.workers)}
         self._num_prefill = prefill
         self._router = Router(routing, plan.block_size, seed)
+        self._admission = Admission(limits, self._router.room) if limits else None
         self._next_change = [1] * len(self.workers)
         """By place: number of the next change of its worker's prefix cache."""
         self._join()
@@ -75,6 +89,8 @@ class Cluster:
         """As last reported."""
         self._heard_at = [0.0] * len(self.workers)
         self._requests: dict[str, _Request] = {}
+        self._waiting: dict[Ticket, Arrival] = {}
+        self._block_size = plan.block_size
         self._tally = Tally()
 
     def run(self, traffic: Iterable[Arrival]) -> Results:
@@ -122,14 +138,55 @@ class Cluster:
 
     def _arrive(self, arrival: Arrival) -> None:
         self._expect_next()
-        now = self._clock.now
-        plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now)
-        route = self._router.commit(plan, now)
-        names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
-        places = {stage: self._places[name] for stage, name in names.items() if name is not None}
-        request = _Request(arrival, route, places, arrival.prompt(), [])
-        self._requests[arrival.request_id] = request
         self._tally.requests += 1
+        if self._admission is None:
+            self._set_out(_Request(arrival, arrival.prompt(), []))
+            return
+        try:
+            ticket, displaced = self._admission.enter(self._demand(arrival), self._clock.now)
+        except Refusal as refusal:
+            self._tally.refused[refusal.reason] += 1
+            return
+        if displaced is not None:
+            self._refuse(displaced, "displaced")
+        self._waiting[ticket] = arrival
+        self._at(ticket.leave_by, self._admit)
+        self._admit()
+
+    def _demand(self, arrival: Arrival) -> Demand:
+        most = arrival.num_tokens + arrival.output_tokens
+        return Demand(
+            priority=arrival.priority,
+            tenant=arrival.tenant,
+            prompt_tokens=arrival.num_tokens,
+            max_tokens=arrival.output_tokens,
+            blocks=-(-most // self._block_size),
+        )
+
+    def _admit(self) -> None:
+        """Let go who may go, and turn away who has waited too long."""
+        if self._admission is None:
+            return
+        now = self._clock.now
+        for ticket in self._admission.expire(now):
+            self._refuse(ticket, "waited")
+        for ticket in self._admission.admit(now):
+            arrival = self._waiting.pop(ticket)
+            self._set_out(_Request(arrival, arrival.prompt(), [], ticket))
+            self._admission.booked(ticket)
+        self._tally.most_waiting = max(self._tally.most_waiting, len(self._waiting))
+
+    def _refuse(self, ticket: Ticket, reason: Reason) -> None:
+        del self._waiting[ticket]
+        self._tally.refused[reason] += 1
+
+    def _set_out(self, request: _Request) -> None:
+        arrival, now = request.arrival, self._clock.now
+        plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now)
+        request.route = route = self._router.commit(plan, now)
+        names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
+        request.places = {stage: self._places[name] for stage, name in names.items() if name is not None}
+        self._requests[arrival.request_id] = request
         self._tally.prompt_tokens += arrival.num_tokens
         if route.prefill is None:
             self._tally.whole += 1
@@ -141,6 +198,7 @@ class Cluster:
         arrival = request.arrival
         return {
             "request_id": arrival.request_id,
+            "salt": arrival.tenant,
             "token_ids": request.prompt,
             "output_ids": list(request.output),
             "sampling": Sampling(),
@@ -204,6 +262,7 @@ class Cluster:
                     self._end(request, None)
                 case Failed():
                     self._end(request, event.code)
+        self._admit()
 
     def _take_token(self, request: _Request, event: Tokens) -> None:
         now = self._clock.now
@@ -228,8 +287,11 @@ class Cluster:
     def _end(self, request: _Request, failure: str | None) -> None:
         del self._requests[request.arrival.request_id]
         request.route.end()
+        if self._admission is not None and request.ticket is not None:
+            self._admission.leave(request.ticket)
         if failure is None:
             self._tally.finished += 1
+            self._tally.tokens_of[request.arrival.tenant] += request.arrival.num_tokens + request.arrival.output_tokens
         else:
             self._tally.failed[failure] += 1
 
@@ -254,4 +316,7 @@ class Cluster:
             balance=balance(busy[:split]),
             simulated_s=now,
             wall_s=wall_s,
+            refused=dict(tally.refused),
+            tokens_of=dict(tally.tokens_of),
+            most_waiting=tally.most_waiting,
         )

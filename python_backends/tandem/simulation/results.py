@@ -67,6 +67,11 @@ class Tally:
     output_tokens: int = 0
     whole: int = 0
     """Requests that one worker did whole."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """By reason; before any work."""
+    tokens_of: Counter[str] = field(default_factory=Counter)
+    """Prompt and answer tokens of finished requests, by tenant."""
+    most_waiting: int = 0
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +96,12 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     """Time in which the busiest prefill worker computed over their mean: 1 is even."""
     simulated_s: float
     wall_s: float
+    refused: dict[str, int] = {}
+    """Before any work, by reason."""
+    tokens_of: dict[str, int] = {}
+    """Prompt and answer tokens of finished requests, by tenant."""
+    most_waiting: int = 0
+    """At a time, before any work."""
 
 
 def balance(busy_s: list[float]) -> float:

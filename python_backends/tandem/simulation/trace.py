@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from tandem.api.ask import DEFAULT_PRIORITY
 from tandem.errors import TandemError
 from tandem.kv.hashes import hash_blocks
 
@@ -44,11 +45,13 @@ class Arrival:
     output_tokens: int
     blocks: tuple[int, ...]
     """Names of the prompt's blocks."""
+    priority: int = DEFAULT_PRIORITY
+    tenant: str = ""
 
     @cached_property
     def hashes(self) -> list[int]:
         """Names of the prompt's whole blocks, as workers and routers name them where a block is one of the trace's."""
-        return hash_blocks(self.prompt(), TRACE_BLOCK)
+        return hash_blocks(self.prompt(), TRACE_BLOCK, self.tenant)
 
     def prompt(self) -> list[int]:
         """The prompt's token ids."""

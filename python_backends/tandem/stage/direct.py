@@ -49,6 +49,7 @@ class _Common(TypedDict):
     output_ids: list[int]
     sampling: Sampling
     stopping: Stopping
+    traceparent: str
 
 
 def read_work(
@@ -76,7 +77,12 @@ def read_work(
         )
     handle = _read_handle(tensors)
     common = _Common(
-        request_id=request_id, token_ids=prompt, output_ids=output_ids, sampling=ask.sampling, stopping=stopping
+        request_id=request_id,
+        token_ids=prompt,
+        output_ids=output_ids,
+        sampling=ask.sampling,
+        stopping=stopping,
+        traceparent=ask.traceparent,
     )
     if info.stage == "prefill":
         return ask, Prefill(**common)

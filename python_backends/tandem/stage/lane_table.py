@@ -110,6 +110,10 @@ class LaneTable:
         with self._lock:
             return list(self._lane_of)
 
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a request has not had its last event."""
+        return request_id in self._lane_of
+
     def __len__(self) -> int:
         return len(self._lane_of)
 

@@ -14,13 +14,22 @@ from tandem.deployment import load_deployment
 from tandem.errors import TandemError
 from tandem.keys import has_access, load_keys
 from tandem.lanes.seal import open_sealed
+from tandem.logs import start_logging
 from tandem.messages import LaneReply, LaneRequest, decoder, encode
 from tandem.metrics_bridge import MetricsBridge
 from tandem.stage.direct import DirectAnswer, read_work, take_access
 from tandem.stage.metrics import StageMetrics
+from tandem.stage.record import WorkRecords
 from tandem.stage.stage import Stage
 from tandem.text.codec import TextCodec
-from tandem.triton.adapter import TritonResponder, deployment_file, model_parameter, read_tensors, start_logging
+from tandem.tracing.tracer import make_tracer
+from tandem.triton.adapter import (
+    TritonResponder,
+    deployment_file,
+    model_parameter,
+    read_name_and_parameters,
+    read_tensors,
+)
 
 
 class StageModel:
@@ -28,18 +37,20 @@ class StageModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start the engine process and wait until it is ready."""
-        start_logging()
         file = deployment_file(args)
         deployment = load_deployment(file)
         worker = deployment.find_worker(model_parameter(args, "worker"))
+        start_logging(deployment.logging, worker=worker.name)
         metrics = StageMetrics(worker.stage, worker.name)
         self._keys, self._is_private = load_keys(), deployment.server.private_stages
         self._limits = deployment.limits
         self._eos_ids = TextCodec(Path(deployment.model.path)).eos_token_ids
         self._decoder: msgspec.msgpack.Decoder[LaneRequest] = decoder(LaneRequest)
-        self._bridge = MetricsBridge(metrics.registry, pb_utils)
+        self._bridge = MetricsBridge(metrics.registry, pb_utils, deployment=deployment.name)
         self._cancel_watch = CancelWatch()
-        self._stage = Stage(deployment, file, worker, metrics)
+        self._tracer = make_tracer(deployment.tracing, deployment.name, worker.name)
+        records = WorkRecords(worker.name, self._tracer, deployment.logging.requests)
+        self._stage = Stage(deployment, file, worker, metrics, records)
         try:
             self._stage.start()
         except TandemError as error:
@@ -63,6 +74,8 @@ class StageModel:
         self._stage.stop()
         self._cancel_watch.stop()
         self._bridge.stop()
+        if self._tracer is not None:
+            self._tracer.stop()
 
     def _take(self, request: Any, tensors: Tensors, responder: TritonResponder) -> None:
         lane_request = take_bytes(tensors, "lane_request")
@@ -75,7 +88,7 @@ class StageModel:
 
         try:
             message = self._decoder.decode(open_sealed(lane_request, self._stage.worker.name, self._keys))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TandemError(
                 "invalid_request", f"lane_request: {error}; expected a tandem.messages.LaneRequest"
             ) from error
@@ -85,13 +98,14 @@ class StageModel:
         info = self._stage.info
         if info is None:
             raise TandemError("worker_lost", f"the engine of worker {self._stage.worker.name} is starting; try again")
-        access, parameters = take_access(request.parameters())
+        name, parameters = read_name_and_parameters(request)
+        access, parameters = take_access(parameters)
         if self._is_private and not has_access(access, self._keys):
             raise TandemError(
                 "forbidden",
                 f"access: worker {self._stage.worker.name} is private; send the request to the gateway (model llm)",
             )
-        ask, work = read_work(request.request_id(), tensors, parameters, info, self._limits, self._eos_ids)
+        ask, work = read_work(name, tensors, parameters, info, self._limits, self._eos_ids)
         answer = DirectAnswer(
             responder, stream=ask.stream, prompt_tokens=len(work.token_ids), output_tokens=len(work.output_ids)
         )

@@ -42,10 +42,13 @@ from tandem.stage.kv_log import KvLog
 from tandem.stage.lane_table import LaneTable, is_last
 from tandem.stage.metrics import StageMetrics
 from tandem.stage.pairings import Pairings
+from tandem.stage.record import WorkRecords
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
+MAX_POLL_S = 3600.0
+"""A poll that asks for more would as well be answered never."""
 LANE_SILENCE_S = 15.0
 """A lane that nobody polls for this long belongs to an orchestrator that is gone."""
 
@@ -55,16 +58,26 @@ EventSink = Callable[[list[EngineEvent]], None]
 class Stage:
     """Everything behind one stage model. Every method returns at once; answers leave through callbacks."""
 
-    def __init__(self, deployment: Deployment, deployment_file: Path, worker: Worker, metrics: StageMetrics) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        deployment_file: Path,
+        worker: Worker,
+        metrics: StageMetrics,
+        records: WorkRecords | None = None,
+    ) -> None:
         self.worker = worker
         self._metrics = metrics
+        self._records = records or WorkRecords(worker.name, None, False)
         self._kv = KvLog()
         self._lanes = LaneTable(LANE_SILENCE_S, self._epoch, self._kv)
         self._pairings = Pairings()
         self._direct: dict[str, EventSink] = {}
         self._direct_ids = (f"{worker.name}/direct/{n}" for n in itertools.count())
         self._lock = threading.Lock()
-        self._load = Load()
+        self._last_load = Load()
+        self._heard: float | None = None
+        """When the running engine spoke last (monotonic clock)."""
         self._capacity = worker.max_queue + worker.max_batch_size
         self._retry_after_s = deployment.limits.retry_after_s
         log_file = deployment_file.parent / "logs" / f"{worker.name}.log"
@@ -83,6 +96,7 @@ class Stage:
             TandemError: ``engine_failed``.
         """
         info = self._keeper.start()
+        self._metrics.engine_ready()
         self._drain_mark.opened()
         self._ticker.start()
         return info
@@ -99,6 +113,9 @@ class Stage:
     def handle(self, request: LaneRequest, reply: Callable[[LaneReply], None]) -> None:
         """Answer one lane message; all but ``Poll`` at once."""
         match request:
+            case Poll() if not 0 <= request.wait_s <= MAX_POLL_S:  # nor if it is no number
+                what = f"wait_s: {request.wait_s}; expected 0 to {MAX_POLL_S:g} (seconds)"
+                reply(Refused(code="invalid_request", message=what))
             case Poll():
                 now = float("inf") if self._stopped.is_set() else time.monotonic()
                 self._lanes.poll(request, reply, self._load, now)
@@ -149,6 +166,7 @@ class Stage:
         with self._lock:
             accepted, refused = self._admit(submit.work, submit.epoch)
             self._lanes.claim(submit.lane, [work.request_id for work in accepted], time.monotonic())
+        self._records.took(accepted)
         if accepted and not self._keeper.send(Start(work=accepted)):
             self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended")
         return refused
@@ -161,12 +179,25 @@ class Stage:
             return [], self._refuse(work, lost.code, lost.message)
         if epoch is not None and epoch != info.epoch:
             return [], self._refuse(work, "worker_lost", f"worker {self.worker.name} has restarted; greet it again")
+        work, refused = self._without_known(work)
         free = max(0, self._capacity - len(self._lanes) - len(self._direct))
         overload = (
             f"worker {self.worker.name} has {self._capacity} requests in hand, its limit (max_queue + max_batch_size); "
             f"try again in {self._retry_after_s:g} s"
         )
-        return work[:free], self._refuse(work[free:], "overloaded", overload)
+        return work[:free], refused + self._refuse(work[free:], "overloaded", overload)
+
+    def _without_known(self, work: list[AnyWork]) -> tuple[list[AnyWork], list[Failed]]:
+        """Refuse what has the id of a request in hand: the events of the one would end the other."""
+        new: dict[str, AnyWork] = {}
+        refused: list[Failed] = []
+        for item in work:
+            if item.request_id in new or item.request_id in self._lanes or item.request_id in self._direct:
+                why = f"request_id: {item.request_id!r} is in hand already; choose another"
+                refused += self._refuse([item], "invalid_request", why)
+            else:
+                new[item.request_id] = item
+        return list(new.values()), refused
 
     def _refuse(self, work: list[AnyWork], code: ErrorCode, message: str) -> list[Failed]:
         for _ in work:
@@ -192,6 +223,7 @@ class Stage:
             if refused:
                 raise TandemError(refused[0].code, refused[0].message)
             self._direct[request_id] = sink
+        self._records.took(accepted)
         if not self._keeper.send(Start(work=accepted)):
             self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended")
         return request_id
@@ -211,14 +243,20 @@ class Stage:
 
     # -------------------------------------------------------------- the engine speaks
 
+    @property
+    def _load(self) -> Load:
+        heard = self._heard
+        return msgspec.structs.replace(self._last_load, silent_s=time.monotonic() - heard if heard else 0.0)
+
     def _on_events(self, report: Events) -> None:
-        self._load = report.load
+        self._last_load, self._heard = report.load, time.monotonic()
         self._metrics.record(report)
         self._kv.add(report.kv)
         if report.events:
             self._deliver(report.events)
 
     def _deliver(self, events: list[EngineEvent]) -> None:
+        self._records.happened(events)
         if self._direct:
             self._deliver_direct(events)
         self._lanes.deliver(events, self._load, time.monotonic())
@@ -235,11 +273,12 @@ class Stage:
                 sink(own)
 
     def _on_lost(self, reason: str) -> None:
-        self._load = Load()
+        self._last_load, self._heard = Load(), None
         self._kv.clear()
         self._pairings.clear()
         self._metrics.engine_lost()
         self._fail_all("worker_lost", f"the engine of worker {self.worker.name} ended: {reason}")
+        self._records.clear()
         self._lanes.answer_overdue(self._load, float("inf"))  # idle lanes hear of it too
 
     def _fail_all(self, code: ErrorCode, message: str) -> None:

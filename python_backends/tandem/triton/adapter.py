@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,6 @@ _TRITON_CODES: dict[ErrorCode, str] = {
     "worker_incompatible": "INTERNAL",
 }
 """Names, since Triton fills ``pb_utils`` only after it has imported the model. The rest are a wrong KV handle's."""
-
-
-def start_logging() -> None:
-    """Log to the server's own output."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
 
 
 def model_parameter(args: dict[str, str], name: str) -> str:
@@ -68,6 +59,14 @@ def read_tensors(request: Any) -> dict[str, Array]:
         except Exception as error:
             raise TandemError("invalid_request", f"{tensor.name()}: the tensor cannot be read: {error}") from error
     return tensors
+
+
+def read_name_and_parameters(request: Any) -> tuple[str, str]:
+    """A request's id and its parameters, as JSON. Triton hands on bytes that are no UTF-8: a ``TandemError``."""
+    try:
+        return request.request_id(), request.parameters()
+    except UnicodeDecodeError as error:
+        raise TandemError("invalid_request", f"request id or parameters: not valid UTF-8: {error}") from error
 
 
 def to_response(tensors: dict[str, Array]) -> Any:

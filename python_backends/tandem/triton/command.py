@@ -30,6 +30,9 @@ _PING_INTERVAL_MS = 1000
 """Orchestrators elsewhere ask every 2 s whether a connection still is one; more often than this is taken for an attack,
 and Triton's own default is 5 minutes."""
 
+_HEADERS = "(?i)traceparent"
+"""Of gRPC: they become parameters of a request. Triton 2.51 does the same over HTTP, but not on ``/generate``."""
+
 
 MANAGEMENT_HEADER = "tandem-management"
 _MANAGEMENT = "model-repository,shared-memory,trace,logging"
@@ -65,6 +68,7 @@ def server_command(
         "--disable-auto-complete-config",  # the templates are complete; saves one stub start per model
         f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
         f"--grpc-http2-min-recv-ping-interval-without-data={_PING_INTERVAL_MS}",
+        f"--grpc-header-forward-pattern={_HEADERS}",
         *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
     ]
     if runtime.caches is not None:

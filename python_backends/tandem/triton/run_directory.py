@@ -19,7 +19,8 @@ _KEEP = 20
 class RunDirectory:
     """``<home>/run/<deployment name>-<pid>/``, owned by this process until ``close``."""
 
-    def __init__(self, path: Path, run_id: str, lock: IO[str]) -> None:
+    def __init__(self, path: Path, run_id: str, lock: IO[str] | None = None) -> None:
+        """``lock``: None for one that is only talked of."""
         self.path = path
         self.run_id = run_id
         """Marks the run's processes and shared memory."""
@@ -54,7 +55,8 @@ class RunDirectory:
     def close(self) -> None:
         """Give up ownership; the logs stay for a while, the rest goes."""
         shutil.rmtree(self.models, ignore_errors=True)
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _make_unique(root: Path, name: str) -> Path:

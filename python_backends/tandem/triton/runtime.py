@@ -35,8 +35,8 @@ class TritonRuntime:
     """The library its stub links, where it would not be found by itself."""
     embedded: bool
 
-    def environment(self, link_dir: Path) -> dict[str, str]:
-        """The variables its processes need beyond the caller's own.
+    def environment(self, link_dir: Path, inherited: str | None) -> dict[str, str]:
+        """The variables its processes need beyond the caller's own, whose LD_LIBRARY_PATH is ``inherited``.
 
         Only a link to libpython goes on the library path, in ``link_dir`` (created): a whole ``lib`` directory
         there would put its other libraries before the system's.
@@ -48,7 +48,6 @@ class TritonRuntime:
             link.unlink(missing_ok=True)
             link.symlink_to(self.libpython)
             directories.insert(0, link_dir)
-        inherited = os.environ.get("LD_LIBRARY_PATH")
         path = [*map(str, directories), *([inherited] if inherited else [])]
         return {"LD_LIBRARY_PATH": ":".join(path)} if path else {}
 

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -190,7 +190,7 @@ class TritonServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        environment = _environment(runtime, run)
+        environment = server_environment(runtime, run, {**os.environ, **_handle_key()})
         word = management_word(load_keys(environment).signing)
         command = server_command(runtime, self.deployment, run, ports, word)
         with self.log_file.open("wb") as log:
@@ -230,23 +230,25 @@ class TritonServer:
         return value
 
 
-def _environment(runtime: TritonRuntime, run: RunDirectory) -> dict[str, str]:
-    """The server's environment, which its stubs and engines inherit.
+def server_environment(
+    runtime: TritonRuntime, run: RunDirectory, base: Mapping[str, str], python: Path | None = None
+) -> dict[str, str]:
+    """The server's environment, made of ours, ``base``; its stubs and engines inherit it. ``python`` replaces this one.
 
     The stub embeds Python: it finds this one through the PATH, and this one's packages through PYTHONPATH.
     """
-    python = Path(sys.executable)
-    packages = [str(Path(__file__).resolve().parents[2]), sysconfig.get_paths()["purelib"]]
-    inherited = os.environ.get("PYTHONPATH")
+    packages = [str(Path(__file__).resolve().parents[2]), sysconfig.get_paths()["purelib"]] if python is None else []
+    python = python or Path(sys.executable)
+    inherited = base.get("PYTHONPATH")
+    packages += [inherited] if inherited else []
     return {
-        **os.environ,
-        **runtime.environment(run.path / "lib"),
+        **base,
+        **runtime.environment(run.path / "lib", base.get("LD_LIBRARY_PATH")),
         RUN_VARIABLE: run.run_id,
-        "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
-        "PYTHONPATH": ":".join([*packages, *([inherited] if inherited else [])]),
+        "PATH": f"{python.parent}:{base.get('PATH', os.defpath)}",
+        "PYTHONPATH": ":".join(packages),
         "PYTHONUNBUFFERED": "1",
-        "TANDEM_PYTHON": os.environ.get("TANDEM_PYTHON") or sys.executable,
-        **_handle_key(),
+        "TANDEM_PYTHON": base.get("TANDEM_PYTHON") or str(python),
     }
 
 

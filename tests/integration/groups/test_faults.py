@@ -10,7 +10,7 @@ import msgspec
 import psutil
 import pytest
 
-from tandem.deployment import Deployment, Kv, Model, Parallel, Worker
+from tandem.deployment import Deployment, Health, Kv, Limits, Model, Parallel, Worker
 from tandem.triton.processes import find_processes
 from tandem.triton.server import TritonServer
 from tests.checkpoints import make_random_model
@@ -48,6 +48,8 @@ def server(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> 
                 Worker(name="decode_0", stage="decode", **common),
             ],
             kv=Kv(lease_s=5.0, transfer_timeout_s=5.0),
+            limits=Limits(max_migrations=0),  # so that clients hear of the cause
+            health=Health(silence_s=30.0),
             parallel=Parallel(mpi="mpich", hang_timeout_s=HANG_TIMEOUT_S),
         )
     ) as running:

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tandem.deployment import Deployment, Kv, Model, Parallel, Routing, Server, Worker, to_json
+from tandem.deployment import Deployment, Health, Kv, Limits, Model, Parallel, Routing, Server, Worker, to_json
 from tandem.kv.blocks import BlockPool
 from tests.checkpoints import make_random_model
 from tests.hosts import Hosts, make_hosts
@@ -74,6 +74,8 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
             ],
             kv=Kv(block_size=BLOCK, prefix_cache=False, lease_s=5.0, transfer_timeout_s=5.0),
             routing=Routing(conditional_disaggregation=False),
+            limits=Limits(max_migrations=0),  # so that clients hear of the cause
+            health=Health(silence_s=30.0),
             parallel=Parallel(launch_agent=str(hosts.agent), subnet=hosts.subnet, hang_timeout_s=3.0),
         )
         file = tmp_path_factory.mktemp("deployment") / "hosts.json"

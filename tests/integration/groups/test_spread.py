@@ -180,12 +180,19 @@ def test_hosts_that_come_and_go(cluster: Cluster, model: Path) -> None:
 
 
 async def come_and_go(cluster: Cluster) -> None:
-    """One joins, is killed and returns; the other drains and leaves: only who was on the killed one notices."""
+    """One joins, is named no more and hard to reach, is killed and returns; the other drains and leaves: only who was
+    on the killed one notices."""
     first, second = cluster.hosts[2], cluster.hosts[3]
     async with grpc_aio.InferenceServerClient(cluster.url) as client, Load(client) as load:
         await load.seen_on(first)
         cluster.name(first, second)
         await load.seen_on(first, second)
+        assert load.failed() == []
+
+        cluster.name()
+        with second.bad_link(delay_s=0.02, loss=0.01):
+            await load.seen_on(first, second)
+        cluster.name(first, second)
         assert load.failed() == []
 
         await asyncio.to_thread(cluster.kill, second)

@@ -7,7 +7,7 @@ import pytest
 from kv_ranks import Group, WorkerSpec
 
 from tandem.kv.reshard import block_bytes_of
-from tandem.messages import KvFormat, Partition
+from tandem.messages import HeldBlocks, KvFormat, Partition
 from tests.integration.kv.side import Workers, group, introduce
 
 SEEDS = [7, 3, 90, 4, 5, 6, 41, 0, 12]
@@ -59,7 +59,7 @@ def check_bytes(prefill: Group, decode: Group, kv: KvFormat) -> None:
     decode.ended.clear()
     handle = prefill.grant("r", SEEDS)
     mixed = [4, 0, 1, 2, 8, 7, 6, 3, 5]
-    handle = msgspec.structs.replace(handle, block_ids=[handle.block_ids[place] for place in mixed])
+    handle = msgspec.structs.replace(handle, held=HeldBlocks(block_ids=[handle.block_ids[place] for place in mixed]))
     decode.leader.call("allocate_blocks", 5)  # so that blocks have other numbers here
     ids = decode.begin_pull(prefill.spec.worker_id, handle)
     outcome = decode.result()

@@ -16,7 +16,7 @@ from tandem.kv.blocks import BlockPool
 from tandem.kv.leases import LeaseTable
 from tandem.kv.part import PIECE_BYTES
 from tandem.kv.transfer import KvTransfer
-from tandem.messages import KvHandle, Partition, TransferInfo, WorkerInfo
+from tandem.messages import HeldBlocks, KvHandle, Partition, TransferInfo, WorkerInfo
 from tests.integration.kv.side import BLOCK_BYTES, KV, Workers, introduce
 
 
@@ -53,7 +53,7 @@ def test_scattered_blocks_arrive_in_order(workers: Workers, mapped: bool) -> Non
     introduce(prefill, decode)
     handle = prefill.grant("r", range(num_blocks // 2))
     mixed = np.random.default_rng(0).permutation(len(handle.block_ids))
-    handle = msgspec.structs.replace(handle, block_ids=[handle.block_ids[i] for i in mixed])
+    handle = msgspec.structs.replace(handle, held=HeldBlocks(block_ids=[handle.block_ids[i] for i in mixed]))
     ids = decode.begin_pull("r", handle)
     result = decode.result()
     assert result.code is None
@@ -125,9 +125,9 @@ def test_what_does_not_fit_is_refused_without_a_read(workers: Workers) -> None:
     for wrong, code in [
         (changed(handle, worker_id="prefill_9"), "handle_unknown_worker"),
         (changed(handle, epoch=2), "handle_stale_epoch"),
-        (changed(handle, block_ids=[8]), "handle_malformed"),
-        (changed(handle, block_ids=[-1]), "handle_malformed"),
-        (changed(handle, block_ids=[]), "handle_malformed"),
+        (changed(handle, held=HeldBlocks(block_ids=[8])), "handle_malformed"),
+        (changed(handle, held=HeldBlocks(block_ids=[-1])), "handle_malformed"),
+        (changed(handle, held=HeldBlocks(block_ids=[])), "handle_malformed"),
     ]:
         decode.begin_pull("r", wrong)
         result = decode.result()

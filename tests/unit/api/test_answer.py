@@ -42,6 +42,7 @@ def test_every_fact_has_a_tensor_of_its_name() -> None:
         kv_bytes=5 << 30,
         kv_transfer_ms=0.25,
         route="prefill on prefill_0",
+        trace_id="0af7651916cd43dd8448eb211c80319c",
     )
     tensors = facts_tensors(facts)
     for name in Facts.__struct_fields__:

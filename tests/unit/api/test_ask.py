@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from tandem.api.ask import Ask, read_ask, resolve_stopping
+from tandem.api.ask import DEFAULT_PRIORITY, Ask, read_ask, resolve_stopping
 from tandem.api.tensors import Array, ids_tensor, number_tensor, text_tensor
 from tandem.errors import TandemError
+from tandem.messages import Guide
 
 PROMPT = {"text_input": text_tensor("Hello")}
 
@@ -34,6 +35,13 @@ def test_a_bare_prompt_is_greedy_and_answers_at_once() -> None:
     assert ask.sampling.logprobs is None
 
 
+def test_priority_and_tenant_are_read_and_have_defaults() -> None:
+    given = PROMPT | {"priority": number_tensor(1, np.int32), "tenant": text_tensor("acme.eu:7")}
+    assert (read(given).priority, read(given).tenant) == (1, "acme.eu:7")
+    assert (read(PROMPT).priority, read(PROMPT).tenant) == (DEFAULT_PRIORITY, "")
+    assert read(PROMPT | {"priority": number_tensor(0, np.int32)}).priority == DEFAULT_PRIORITY
+
+
 def test_messages_and_token_ids_are_prompts_too() -> None:
     messages = [{"role": "user", "content": "Grüße 🌍"}]
     assert read({"messages": text_tensor(json.dumps(messages))}).messages == messages
@@ -47,6 +55,14 @@ def test_messages_and_token_ids_are_prompts_too() -> None:
 def test_filters_without_a_temperature_sample_at_one(field: str, value: float, expected: float) -> None:
     dtype = np.int32 if field == "top_k" else np.float32
     assert read(PROMPT | {field: number_tensor(value, dtype)}).sampling.temperature == expected
+
+
+def test_adapters_and_guides_are_asked_for_as_of_tritons_tensorrt_llm_models() -> None:
+    asked = {"lora_task_id": number_tensor(3, np.uint64), "guided_decoding_guide_type": text_tensor("json_schema")}
+    sampling = read(PROMPT | asked | {"guided_decoding_guide": text_tensor("{}")}).sampling
+    assert (sampling.lora_task_id, sampling.guide) == (3, Guide(kind="json_schema", text="{}"))
+    assert read(PROMPT | {"guided_decoding_guide_type": text_tensor("json")}).sampling.guide == Guide(kind="json")
+    assert (read(PROMPT).sampling.lora_task_id, read(PROMPT).sampling.guide) == (None, None)
 
 
 def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:
@@ -74,8 +90,20 @@ def test_a_seed_is_kept_and_a_missing_one_is_drawn() -> None:
         (PROMPT | {"top_k": number_tensor(-1, np.int32)}, "top_k: -1; expected 0 to"),
         (PROMPT | {"repetition_penalty": number_tensor(0, np.float32)}, "repetition_penalty: 0; expected more than 0"),
         (PROMPT | {"presence_penalty": number_tensor(3, np.float32)}, "presence_penalty: 3; expected -2 to 2"),
+        (
+            PROMPT | {"guided_decoding_guide": text_tensor("x")},
+            "guided_decoding_guide: needs guided_decoding_guide_type",
+        ),
+        (
+            PROMPT | {"guided_decoding_guide_type": text_tensor("yaml")},
+            "guided_decoding_guide_type: 'yaml'; expected one",
+        ),
+        (PROMPT | {"guided_decoding_guide_type": text_tensor("regex")}, "'regex' needs a guided_decoding_guide"),
         (PROMPT | {"top_logprobs": number_tensor(21, np.int32)}, "top_logprobs: 21; expected 0 to 20"),
         (PROMPT | {"timeout_s": number_tensor(0, np.float32)}, "timeout_s: 0; expected more than 0"),
+        (PROMPT | {"priority": number_tensor(10, np.int32)}, "priority: 10; expected 0 to 9"),
+        (PROMPT | {"tenant": text_tensor('a"b')}, "tenant: 'a\"b'; expected at most 64 letters"),
+        (PROMPT | {"tenant": text_tensor("a" * 65)}, "expected at most 64 letters"),
         (PROMPT | {"stop_words": np.array([[b""]], dtype=object)}, "stop_words[0]: 0 bytes long; expected 1 to 256"),
         (PROMPT | {"stop_words": np.array([[b"x" * 300]], dtype=object)}, "stop_words[0]: 300 bytes long"),
         (PROMPT | {"stop_words": np.array([[b"a"] * 17], dtype=object)}, "stop_words: 17 given, at most 16"),

@@ -55,7 +55,7 @@ def check_refused(done: subprocess.CompletedProcess[str], code: int, *expected: 
 def test_help_names_every_command() -> None:
     done = tandem("--help")
     assert done.returncode == 0
-    for command in ("serve", "generate", "status", "explain", "doctor"):
+    for command in ("serve", "build", "generate", "status", "explain", "doctor"):
         assert command in done.stdout
 
 
@@ -138,3 +138,19 @@ def test_unknown_option_is_a_usage_error() -> None:
     done = tandem("generate", "x", "--temprature", "1")
     assert done.returncode == 2
     assert "--temprature" in done.stderr
+
+
+def test_a_build_that_cannot_fit_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    recipe = (Path(__file__).parents[3] / "build/recipes/llama-3.3-70b.toml").read_text()
+    (tmp_path / "r.toml").write_text(recipe.replace('gpu = "h100"', 'gpu = "a100-40"'))
+    done = tandem("build", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out"))
+    check_refused(done, 2, "prefill: 4 x A100 40 GB", "What would fit: tensor_parallel_size = 8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_starts_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    done = tandem("serve", write_deployment(tmp_path), "--dry-run", "--for-image", TANDEM_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "--model-repository=/opt/tandem/.tandem/run/probe-PID/models" in done.stdout
+    assert "tandem.engines.server" in done.stdout
+    assert not (tmp_path / "home").exists()

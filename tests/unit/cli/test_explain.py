@@ -25,4 +25,5 @@ def test_every_candidate_has_a_row_and_the_chosen_one_a_mark(policy: str) -> Non
         assert {row[0] for row in rows} == {candidate.worker for candidate in choice.candidates}
         assert [row[0] for row in rows if row[-1] == "◄"] == [choice.worker]
         if choice.task == "prefill" and policy == "kv":
-            assert rows[0] == ["prefill_1", "320", "0.0", "321.0", "321.0", "◄"]  # 321 tokens to read, 1 ms each
+            # 321 tokens to read, 1 ms each; nothing waits, is held up, or gives way
+            assert rows[0] == ["prefill_1", "320", "0.0", "321.0", "0.0", "0.0", "321.0", "◄"]

@@ -249,7 +249,7 @@ def test_killed_engine_takes_its_children_along(launch: Launch) -> None:
     [
         ("create_never", "model.path: /nowhere/model has no config.json; run build/convert.py"),
         ("create_broken", "ZeroDivisionError: a defect"),
-        ("warp", "worker.engine: 'warp' is not an engine; give one of sim, torch, or module:function"),
+        ("warp", "worker.engine: 'warp' is not an engine; give one of sim, tensorrt_llm, torch, or module:function"),
         ("no.such.module:create", "No module named 'no'"),
         ("create_nothing", "has no function 'create_nothing'"),
     ],

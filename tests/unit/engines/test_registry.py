@@ -23,7 +23,7 @@ def test_module_and_function() -> None:
     ("name", "message"),
     [
         ("", "'' is not an engine; give one of"),
-        ("warp", "'warp' is not an engine; give one of sim, torch"),
+        ("warp", "'warp' is not an engine; give one of sim, tensorrt_llm, torch"),
         ("nowhere:create", r"cannot be loaded: No module named 'nowhere'.*tandem doctor"),
         ("tests.unit.engines.echo_engine:nothing", "has no function 'nothing'"),
         ("tests.unit.engines.echo_engine:os", "has no function 'os'"),

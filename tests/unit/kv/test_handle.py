@@ -14,7 +14,16 @@ from tandem.errors import TandemError
 from tandem.keys import Keys, mac
 from tandem.kv import handle as kv_handle
 from tandem.kv.handle import check, digest_tokens, require_compatible, sign, verify
-from tandem.messages import KvFormat, KvHandle, Partition, TransferInfo, WorkerInfo
+from tandem.messages import (
+    HeldBlocks,
+    HeldByLibrary,
+    KvFormat,
+    KvHandle,
+    LibraryTransfer,
+    Partition,
+    TransferInfo,
+    WorkerInfo,
+)
 
 KEY = bytes(range(32))
 KEYS = Keys([KEY])
@@ -32,7 +41,7 @@ TWO = Partition(tensor_parallel_size=2)
 
 
 def transfer(**changes: Any) -> TransferInfo:
-    fields = {"agent_name": "a", "agent_metadata": b"", "address": 4096, "block_bytes": 64, "num_blocks": 9}
+    fields = {"agent_name": "prefill_0-4d", "agent_metadata": b"", "address": 4096, "block_bytes": 64, "num_blocks": 9}
     return TransferInfo(**{**fields, **changes})
 
 
@@ -46,14 +55,15 @@ def worker(worker_id: str, **changes: Any) -> WorkerInfo:
         "vocab_size": 49152,
         "max_model_len": 128,
         "max_batch_size": 4,
-        "transfers": [transfer()],
+        "transfers": [transfer(agent_name=f"{worker_id}-4d")],
     }
     return WorkerInfo(**{**fields, **changes})
 
 
 def spread(worker_id: str, **changes: Any) -> WorkerInfo:
     """A worker of two ranks."""
-    fields: dict[str, Any] = {"partition": TWO, "transfers": [transfer(block_bytes=32)] * 2}
+    ranks = [transfer(agent_name=f"{worker_id}-4d{rank}", block_bytes=32) for rank in ("", "-1")]
+    fields: dict[str, Any] = {"partition": TWO, "transfers": ranks}
     return worker(worker_id, **{**fields, **changes})
 
 
@@ -71,7 +81,7 @@ def make(**changes: Any) -> KvHandle:
         "partition": Partition(),
         "num_tokens": len(TOKENS),
         "tokens_digest": digest_tokens(TOKENS),
-        "block_ids": [4, 5, 8],
+        "held": HeldBlocks(block_ids=[4, 5, 8]),
     }
     return KvHandle(**{**fields, **changes})
 
@@ -101,7 +111,13 @@ handles = st.builds(
     partition=st.builds(Partition, tensor_parallel_size=st.integers(1, 8), pipeline_parallel_size=st.integers(1, 8)),
     num_tokens=st.integers(0, 2**31),
     tokens_digest=st.binary(max_size=32),
-    block_ids=st.lists(st.integers(0, 2**31), max_size=8),
+    held=st.builds(HeldBlocks, block_ids=st.lists(st.integers(0, 2**31), max_size=8))
+    | st.builds(
+        HeldByLibrary,
+        context_request_id=st.integers(0, 2**63 - 1),
+        opaque_state=st.binary(max_size=32),
+        first_token_ids=st.lists(st.integers(0, 2**31), max_size=2),
+    ),
 )
 
 
@@ -154,7 +170,7 @@ def test_signed_garbage_is_malformed(payload: bytes) -> None:
 
 def test_other_version_is_named_even_with_a_good_signature() -> None:
     data = sign(make(version=kv_handle.HANDLE_VERSION + 1), KEYS)
-    with pytest.raises(TandemError, match=r"version 3; this worker reads version 2") as error:
+    with pytest.raises(TandemError, match=r"version 4; this worker reads version 3") as error:
         verify(data, KEYS)
     assert error.value.code == "handle_version"
 
@@ -194,10 +210,10 @@ def other_kv(**changes: Any) -> KvFormat:
         (make(), PREFILL, TOKENS[:-1], "handle_tokens", "the request has 4"),
         (make(), PREFILL, [*TOKENS[:-1], 1], "handle_tokens", "other tokens"),
         (make(), PREFILL, TOKENS[::-1], "handle_tokens", "other tokens"),
-        (make(block_ids=[1, 2]), PREFILL, TOKENS, "handle_malformed", "3 are needed"),
-        (make(block_ids=[1, 2, 2]), PREFILL, TOKENS, "handle_malformed", "3 are needed"),
-        (make(block_ids=[1, 2, 9]), PREFILL, TOKENS, "handle_malformed", "0 to 8"),
-        (make(block_ids=[-1, 2, 3]), PREFILL, TOKENS, "handle_malformed", "0 to 8"),
+        (make(held=HeldBlocks(block_ids=[1, 2])), PREFILL, TOKENS, "handle_malformed", "3 are needed"),
+        (make(held=HeldBlocks(block_ids=[1, 2, 2])), PREFILL, TOKENS, "handle_malformed", "3 are needed"),
+        (make(held=HeldBlocks(block_ids=[1, 2, 9])), PREFILL, TOKENS, "handle_malformed", "0 to 8"),
+        (make(held=HeldBlocks(block_ids=[-1, 2, 3])), PREFILL, TOKENS, "handle_malformed", "0 to 8"),
     ],
 )
 def test_each_mismatch_has_its_code(
@@ -207,6 +223,28 @@ def test_each_mismatch_has_its_code(
         check(handle, DECODE, peer, tokens)
     assert error.value.code == code
     assert text in error.value.message
+
+
+LIBRARY = LibraryTransfer(library="a 1.0", backend="NIXL", claims="tcp://127.0.0.1:1")
+HELD = HeldByLibrary(context_request_id=1, opaque_state=b"x", first_token_ids=[7])
+
+
+def test_a_handle_holds_what_its_worker_hands_out() -> None:
+    theirs = worker("prefill_0", transfers=[], library=LIBRARY)
+    check(make(held=HELD), DECODE, theirs, TOKENS)
+    for handle, peer in ((make(held=HELD), PREFILL), (make(), theirs)):
+        with pytest.raises(TandemError, match="what it holds is not what 'prefill_0' hands out") as error:
+            check(handle, DECODE, peer, TOKENS)
+        assert error.value.code == "handle_malformed"
+
+
+@pytest.mark.parametrize(("field", "value"), [("library", "a 1.1"), ("backend", "UCX")])
+def test_libraries_have_to_be_the_same(field: str, value: str) -> None:
+    mine, peer = worker("decode_0", transfers=[], library=LIBRARY), worker("prefill_0", transfers=[], library=LIBRARY)
+    require_compatible(mine, peer)
+    other = worker("prefill_0", transfers=[], library=msgspec.structs.replace(LIBRARY, **{field: value}))
+    with pytest.raises(TandemError, match=f"library.{field} is .* here and '{value}' there"):
+        require_compatible(mine, other)
 
 
 def test_digest_tells_orders_and_lengths_apart() -> None:
@@ -242,6 +280,10 @@ def test_workers_may_split_the_model_differently() -> None:
         (
             {"transfers": [transfer(block_bytes=32), transfer(block_bytes=32, num_blocks=8)]},
             r"transfers\[1\].num_blocks of 'prefill_0' is 8 instead of 9",
+        ),
+        (
+            {"transfers": [transfer(block_bytes=32), transfer(block_bytes=32, agent_name="prefill_01-4d")]},
+            r"transfers\[1\].agent_name of 'prefill_0' is 'prefill_01-4d', which does not begin with its id",
         ),
     ],
 )

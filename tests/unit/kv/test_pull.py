@@ -7,7 +7,7 @@ import pytest
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.part import PartRead
 from tandem.kv.pull import Pull, PullResult
-from tandem.messages import KvFormat, KvHandle, Partition, ReadEnded
+from tandem.messages import HeldBlocks, KvFormat, KvHandle, Partition, ReadEnded
 
 SHARES = {1: 100, 2: 50}
 
@@ -24,7 +24,7 @@ def make(shares: dict[int, int] = SHARES) -> tuple[Pull, list[PullResult]]:
         partition=Partition(),
         num_tokens=1,
         tokens_digest=b"",
-        block_ids=[0],
+        held=HeldBlocks(block_ids=[0]),
     )
     results: list[PullResult] = []
     return Pull(PartRead("r", handle, [0], 1.0), shares, results.append, 1.0), results

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tandem.kv.reader import KvReader
-from tandem.messages import KvFormat, KvHandle, Partition, PullOrder, ReadEnded
+from tandem.messages import HeldBlocks, KvFormat, KvHandle, Partition, PullOrder, ReadEnded
 
 KV = KvFormat(fingerprint="f", dtype="d", layout="l", block_size=4, num_layers=2, num_kv_heads=2, slice_bytes=2048)
 PARTITION = Partition(tensor_parallel_size=2)
@@ -52,7 +52,7 @@ def order(request_id: str) -> PullOrder:
         partition=Partition(),
         num_tokens=4,
         tokens_digest=b"",
-        block_ids=[0],
+        held=HeldBlocks(block_ids=[0]),
     )
     return PullOrder(request_id=request_id, handle=handle, block_ids=[1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,13 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import pytest
 
-from tandem.deployment import Deployment, Model, Routing, Worker
+from tandem.deployment import Deployment, Health, Model, Routing, Worker
 from tandem.errors import TandemError
 from tandem.kv.hashes import hash_blocks
 from tandem.lanes.client import LaneClient
 from tandem.messages import (
     BlocksStored,
+    Cancel,
     Done,
+    EngineEvent,
+    Failed,
+    Finished,
+    Generate,
     Hello,
     HelloReply,
     KvFormat,
@@ -30,6 +36,10 @@ from tandem.messages import (
     PollReply,
     Refused,
     Role,
+    Sampling,
+    Stopping,
+    Submit,
+    SubmitReply,
     TransferInfo,
     Unpair,
     WorkerInfo,
@@ -70,6 +80,9 @@ class Remote:
         self.draining = False
         self.closed = False
         self.news = threading.Event()
+        self.works = True
+        self.events: list[EngineEvent] = []
+        self.cancelled: list[str] = []
 
     def call(self, request: LaneRequest) -> LaneReply:
         match request:
@@ -77,7 +90,15 @@ class Remote:
                 self.news.wait(0.02)
                 self.asked_from = request.kv_from
                 epoch = self.info.epoch if self.ready else 0
-                return PollReply(epoch=epoch, events=[], load=self.load, kv=self.kv, draining=self.draining)
+                events, self.events = self.events, []
+                return PollReply(epoch=epoch, events=events, load=self.load, kv=self.kv, draining=self.draining)
+            case Submit():
+                if self.works:
+                    self.events += [Finished(request_id=work.request_id, reason="length") for work in request.work]
+                return SubmitReply(refused=[])
+            case Cancel():
+                self.cancelled += request.request_ids
+                return Done()
             case Hello() if self.ready:
                 return HelloReply(worker=self.info, load=self.load, draining=self.draining)
             case Pair():
@@ -106,7 +127,10 @@ class Site:
         self.remotes = {f"prefill_{n}": Remote(f"prefill_{n}", "prefill", KV) for n in range(each)}
         self.remotes |= {f"decode_{n}": Remote(f"decode_{n}", "decode", decode_kv) for n in range(each)}
         workers = [Worker(name=name, stage=remote.info.stage) for name, remote in self.remotes.items()]
-        deployment = Deployment(name="test", model=Model(path="/nowhere"), worker=workers, routing=routing)
+        health = Health(stall_s=0.1, back_off_s=0.1)
+        deployment = Deployment(
+            name="test", model=Model(path="/nowhere"), worker=workers, routing=routing, health=health
+        )
         self.fleet = Fleet(deployment, lambda replica: self.remotes[replica.name])
 
     async def route(self) -> tuple[str | None, str]:
@@ -237,6 +261,26 @@ def test_a_request_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     on_site(test)
 
 
+def test_a_request_that_has_begun_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next best worker may be the one that is coming back."""
+    monkeypatch.setattr(fleet_module, "WORKER_WAIT_S", 0.0)
+
+    async def test(site: Site) -> None:
+        await site.all_met()
+        for remote in site.remotes.values():
+            remote.ready = False
+        await until(lambda: not any(lane.info for lane in site.fleet._lanes.values()))
+        waiting = asyncio.ensure_future(site.fleet.route(PROMPT, 8, avoid={"decode_0"}, patience_s=math.inf))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        site.remotes["decode_0"].restart()
+        assignment = await asyncio.wait_for(waiting, DEADLINE_S)
+        assignment.route.end()
+        assert (assignment.prefill, assignment.decode.worker.name) == (None, "decode_0")
+
+    on_site(test)
+
+
 def test_a_request_that_waits_can_be_cancelled() -> None:
     async def test(site: Site) -> None:
         for remote in site.remotes.values():
@@ -294,3 +338,45 @@ def test_a_request_goes_where_its_prompt_is_cached() -> None:
         await until(lambda: site.lane("prefill_1").info and remote.asked_from == 1)
 
     on_site(test, each=2, routing=Routing(conditional_disaggregation=False))
+
+
+def test_what_failed_a_request_is_avoided_where_there_is_somebody_else() -> None:
+    async def test(site: Site) -> None:
+        await site.all_met()
+        for avoid, expected in [
+            ({"prefill_0", "decode_1"}, ("prefill_1", "decode_0")),
+            ({"decode_0", "decode_1", "prefill_1"}, (None, "prefill_0")),
+        ]:
+            prefill, decode, route, _ = await site.fleet.route(PROMPT, 8, avoid=avoid)
+            route.end()
+            assert (prefill and prefill.worker.name, decode.worker.name) == expected
+        everybody = site.remotes.keys()
+        prefill, _, route, _ = await site.fleet.route(PROMPT, 8, avoid=everybody)
+        route.end()
+        assert prefill is not None
+        assert site.fleet.route_now(PROMPT, 8, avoid=everybody) is None
+
+    on_site(test, each=2, routing=Routing(policy="round_robin", conditional_disaggregation=False))
+
+
+def test_a_worker_that_hangs_gets_no_work_until_a_probe_has_come_back() -> None:
+    async def test(site: Site) -> None:
+        await site.all_met()
+        remote, lane = site.remotes["decode_0"], site.lane("decode_0")
+        remote.works, remote.load = False, Load(steps=5, step_seconds=0.1, running=1)
+        work = Generate(request_id="a", token_ids=[1], sampling=Sampling(), stopping=Stopping(max_tokens=1))
+        mailbox = await lane.submit(work)
+        (failed,) = await asyncio.wait_for(mailbox.take(), DEADLINE_S)
+        lane.close("a")
+        assert isinstance(failed, Failed)
+        assert failed.code == "worker_lost"
+        assert "worker decode_0 hangs: its engine has work, and has made no step for" in failed.message
+        assert lane.info is not None  # it does answer
+        assert {(await site.route())[1] for _ in range(8)} == {"decode_1"}
+        await until(lambda: remote.cancelled)  # a probe that did not come back
+        assert {(await site.route())[1] for _ in range(8)} == {"decode_1"}
+        remote.works, remote.load = True, Load(steps=6, step_seconds=0.1)
+        await until(lambda: site.fleet._router._table.bar("decode").tolist().count(0.0) == 2)  # type: ignore[union-attr]
+        assert lane.outstanding == 0
+
+    on_site(test, each=2)

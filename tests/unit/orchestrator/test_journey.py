@@ -3,129 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+import math
 from typing import Any
 
 import msgspec
 import pytest
 
-from tandem.api.ask import Ask
 from tandem.deployment import Limits
 from tandem.errors import TandemError
-from tandem.messages import (
-    Decode,
-    Failed,
-    Finished,
-    FinishReason,
-    Generate,
-    Prefill,
-    Prefilled,
-    Pulled,
-    Sampling,
-    Tokens,
-)
-from tandem.orchestrator.journey import Journey
-from tandem.orchestrator.metrics import OrchestratorMetrics
-from tandem.orchestrator.prompt import read_prompt
+from tandem.messages import Decode, Failed, Finished, FinishReason, Generate, Prefill, Prefilled, Tokens
+from tandem.orchestrator.admission import Demand
 from tandem.text.codec import TextCodec
-from tests.unit.api.channel import Channel
-from tests.unit.orchestrator.workers import Lane, Workers
+from tests.unit.orchestrator.trips import TEXT, Trip, travel
 from tests.unit.routing.sites import PREFILL_S
-from tests.unit.text.models import write_model
 
-DEADLINE_S = 20.0
-TEXT = "The quick dog"
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
-    return TextCodec(write_model(tmp_path_factory.mktemp("model")))
-
-
-class Trip:
-    """One journey under way, with its client and its workers."""
-
-    def __init__(self, codec: TextCodec, **fields: Any) -> None:
-        given: dict[str, Any] = {"token_ids": [5, 6, 7], "stream": True, "sampling": Sampling(), "request_id": "mine"}
-        self.client, self.workers = Channel(), Workers()
-        self.metrics = OrchestratorMetrics()
-        self.read_started, self.may_read = asyncio.Event(), asyncio.Event()
-        self.may_read.set()
-        self.codec = codec
-        self.answer_ids = codec.encode(TEXT, add_special_tokens=False)
-        assert len(self.answer_ids) >= 3
-        self.journey = Journey(
-            Ask(**given | fields),
-            self.client,
-            fleet=self.workers,  # type: ignore[arg-type]
-            codec=codec,
-            read_prompt=self._read,
-            limits=Limits(),
-            metrics=self.metrics,
-        )
-
-    async def _read(self, ask: Ask, max_model_len: int) -> list[int]:
-        self.read_started.set()
-        await self.may_read.wait()
-        return read_prompt(ask, self.codec, max_model_len)
-
-    @property
-    def prefill(self) -> Lane:
-        return self.workers.prefill
-
-    @property
-    def decode(self) -> Lane:
-        return self.workers.decode
-
-    @property
-    def id(self) -> str:
-        return self.prefill.work[0].request_id
-
-    def start(self) -> None:
-        self.task = asyncio.ensure_future(self.journey.run())
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < end
-            await asyncio.sleep(0)
-
-    async def end(self) -> None:
-        await asyncio.wait_for(self.task, DEADLINE_S)
-        assert self.client.closed
-        assert self.prefill.open == self.decode.open == set()
-        assert self.workers.idle()
-
-    async def reach_prefill(self) -> None:
-        self.start()
-        await self.until(lambda: self.prefill.work)
-
-    async def reach_decode(self) -> None:
-        await self.reach_prefill()
-        self.prefill.say(self.tokens(0, 1), Prefilled(request_id=self.id, handle=b"ticket", cached_tokens=2))
-        await self.until(lambda: self.decode.work)
-
-    def tokens(self, begin: int, end: int) -> Tokens:
-        return Tokens(request_id=self.id, index=begin, token_ids=self.answer_ids[begin:end])
-
-    def finished(self, reason: FinishReason = "length") -> Finished:
-        return Finished(request_id=self.id, reason=reason)
-
-    def pulled(self) -> Pulled:
-        return Pulled(request_id=self.id, bytes_moved=4096, seconds=0.5)
-
-    def count(self, outcome: str) -> float | None:
-        return self.metrics.registry.get_sample_value("tandem_requests_total", {"outcome": outcome})
-
-
-def travel(test: Callable[[Trip], Awaitable[None]], codec: TextCodec, **fields: Any) -> Trip:
-    async def run() -> Trip:
-        trip = Trip(codec, **fields)
-        await test(trip)
-        return trip
-
-    return asyncio.run(run())
+FIRST = Demand(priority=5, tenant="", prompt_tokens=3, max_tokens=3, blocks=1)
+"""Of another request, that is in flight."""
 
 
 def test_a_whole_journey(codec: TextCodec) -> None:
@@ -260,7 +153,7 @@ def test_a_stop_word_in_decode_stops_the_worker(codec: TextCodec) -> None:
     trip = travel(test, codec, stop_words=("dog",))
     assert trip.client.text() == "The quick "
     assert trip.client.fact("finish_reason") == "stop"
-    assert trip.decode.cancelled == [trip.id]
+    assert trip.decode.cancelled == [trip.decode.id]
     assert trip.prefill.cancelled == []  # decode has the KV: nothing is left there
 
 
@@ -312,7 +205,7 @@ def test_cancelled_before_decode_has_the_kv(codec: TextCodec) -> None:
         await trip.end()
 
     trip = travel(test, codec)
-    assert trip.prefill.cancelled == trip.decode.cancelled == [trip.id]
+    assert (trip.prefill.cancelled, trip.decode.cancelled) == ([trip.prefill.id], [trip.decode.id])
     assert trip.client.fact("finish_reason") == "cancelled"
     assert trip.client.ids() == trip.answer_ids[:1]
 
@@ -328,7 +221,7 @@ def test_cancelled_in_the_middle_of_the_answer(codec: TextCodec) -> None:
 
     trip = travel(test, codec)
     assert trip.prefill.cancelled == []
-    assert trip.decode.cancelled == [trip.id]
+    assert trip.decode.cancelled == [trip.decode.id]
     assert (trip.client.fact("finish_reason"), trip.client.fact("num_output_tokens")) == ("cancelled", 2)
     assert trip.client.fact("kv_bytes") == 4096
 
@@ -373,44 +266,104 @@ def test_a_deadline_says_where_it_ran_out(codec: TextCodec, step: str, held: int
     assert trip.client.error is not None
     assert trip.client.error.code == "deadline_exceeded"
     got = 1 if "decode" in step else 0
-    assert trip.client.error.message == f"timeout_s: not done after 0.2 s; {step}, {got} tokens of the answer made"
+    message = trip.client.error.message
+    assert message.startswith(f"timeout_s: not done after 0.2 s; {step}, {got} tokens of the answer made; waiting 0.")
+    parts = {"reading": [], "in prefill": ["prefill"], "in decode": ["queue", "prefill", "transfer"]}
+    assert [part for part in ("queue", "prefill", "transfer", "decode") if f", {part} " in message] == next(
+        names for where, names in parts.items() if step.startswith(where)
+    )
     assert len(trip.prefill.cancelled + trip.decode.cancelled) == held
     assert trip.count("error") == 1
 
 
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_a_worker_that_fails_is_named(codec: TextCodec, stage: str) -> None:
+def test_a_request_s_own_fault_is_not_tried_again(codec: TextCodec, stage: str) -> None:
     async def test(trip: Trip) -> None:
         await (trip.reach_prefill() if stage == "prefill" else trip.reach_decode())
         lane = trip.prefill if stage == "prefill" else trip.decode
-        lane.say(Failed(request_id=trip.id, code="lease_expired", message="too late"))
+        lane.say(Failed(request_id=trip.id, code="prompt_too_long", message="does not fit"))
         await trip.end()
 
     trip = travel(test, codec)
     assert trip.client.error is not None
-    assert trip.client.error.code == "lease_expired"
-    assert trip.client.error.message == f"too late (in {stage} on {stage}_0)"
+    assert trip.client.error.code == "prompt_too_long"
+    assert trip.client.error.message == f"does not fit (in {stage} on {stage}_0)"
     assert trip.prefill.cancelled == [trip.id]  # its blocks are not held until the lease ends
 
 
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_a_refusal_reaches_the_client_as_it_is(codec: TextCodec, stage: str) -> None:
-    refusal = TandemError("overloaded", "full")
-
+def test_a_refusal_for_overload_reaches_the_client_once_the_longest_wait_is_over(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
-        if stage == "prefill":
-            trip.prefill.refusal = refusal
-            trip.start()
-        else:
-            trip.decode.refusal = refusal
-            await trip.reach_prefill()
-            trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=b"ticket"))
+        trip.prefill.refusal = TandemError("overloaded", "full")
+        trip.start()
         await trip.end()
 
-    trip = travel(test, codec)
-    assert trip.client.error is refusal
-    if stage == "decode":
-        assert trip.prefill.cancelled == [trip.id]
+    trip = travel(test, codec, limits=Limits(max_queue_s=0.2))
+    assert trip.client.error is not None
+    assert (trip.client.error.code, trip.client.error.message) == ("overloaded", "full")
+    assert trip.decode.work == []
+
+
+def test_a_worker_that_is_full_is_waited_for(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        trip.prefill.refusal = TandemError("overloaded", "full")
+        trip.start()
+        await trip.until(lambda: trip.journey._recovery._refusals == 2)
+        trip.prefill.refusal = None
+        await trip.until(lambda: trip.prefill.work)
+        trip.prefill.say(trip.tokens(0, 1), Prefilled(request_id=trip.id, handle=None, finish_reason="length"))
+        await trip.end()
+
+    trip = travel(test, codec, max_tokens=1)
+    assert trip.client.error is None
+    assert trip.metrics.registry.get_sample_value("tandem_migrations_total", {"reason": "overloaded"}) is None
+
+
+def test_tenants_share_no_cached_blocks(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        await trip.reach_decode()
+        trip.decode.say(trip.finished())
+        await trip.end()
+
+    trip = travel(test, codec, tenant="acme", max_tokens=2)
+    assert (trip.workers.salt, trip.prefill.work[0].salt, trip.decode.work[0].salt) == ("acme", "acme", "acme")
+
+
+def test_without_room_a_request_waits_and_its_client_may_leave(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        trip.start()
+        await trip.until(lambda: trip.admission.queue)
+        assert trip.prefill.work == []
+        if trip.journey.ask.request_id == "leaves":
+            trip.journey.cancel()
+            await trip.until(lambda: not trip.admission.queue)
+            trip.gate.leave(first)
+        else:
+            trip.gate.leave(first)
+            await trip.until(lambda: trip.prefill.work)
+            trip.journey.cancel()
+        await trip.end()
+
+    for name in ("leaves", "stays"):
+        trip = travel(test, codec, request_id=name, limits=Limits(max_requests=1))
+        assert len(trip.prefill.work) == (name == "stays")
+
+
+def test_who_has_waited_for_room_too_long_is_told_when_to_come_back(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        trip.start()
+        await trip.until(lambda: trip.client.error)
+        trip.gate.leave(first)
+        await trip.end()
+
+    trip = travel(test, codec, tenant="acme", limits=Limits(max_requests=1, max_queue_s=0.1))
+    assert trip.client.error is not None
+    assert trip.client.error.code == "overloaded"
+    assert "limits.max_queue_s); try again in 1 s" in trip.client.error.message
+    labels = {"reason": "waited", "tenant": "acme"}
+    assert trip.metrics.registry.get_sample_value("tandem_admission_refusals_total", labels) == 1
+    assert trip.metrics.registry.get_sample_value("tandem_admitted_requests") == 0
 
 
 def test_without_workers_nothing_begins(codec: TextCodec) -> None:
@@ -423,17 +376,6 @@ def test_without_workers_nothing_begins(codec: TextCodec) -> None:
     assert trip.client.error is trip.workers.error
 
 
-def test_a_worker_that_stops_a_request_by_itself_is_an_error(codec: TextCodec) -> None:
-    async def test(trip: Trip) -> None:
-        await trip.reach_prefill()
-        trip.prefill.say(trip.finished("cancelled"))
-        await trip.end()
-
-    trip = travel(test, codec)
-    assert trip.client.error is not None
-    assert "the worker stopped the request (in prefill on prefill_0)" in trip.client.error.message
-
-
 def test_a_defect_is_an_error_and_not_silence(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
         await trip.reach_decode()
@@ -444,7 +386,7 @@ def test_a_defect_is_an_error_and_not_silence(codec: TextCodec) -> None:
     assert trip.client.error is not None
     assert trip.client.error.code == "engine_failed"
     assert "in decode on decode_0" in trip.client.error.message
-    assert trip.decode.cancelled == [trip.id]
+    assert trip.decode.cancelled == [trip.decode.id]
 
 
 @pytest.mark.parametrize(

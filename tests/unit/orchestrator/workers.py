@@ -1,12 +1,19 @@
-"""A prefill and a decode worker that do what the test says, behind the interfaces of fleet and lane."""
+"""Prefill and decode workers that do what the test says, behind the interfaces of fleet and lane."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
+import msgspec
+
 from tandem.errors import TandemError
 from tandem.lanes.client import Mailbox
-from tandem.messages import AnyWork, EngineEvent, StageName
+from tandem.messages import AnyWork, EngineEvent, Failed, StageName
 from tandem.orchestrator.fleet import Assignment
-from tests.unit.routing.sites import info, make_router, stored
+from tandem.routing.router import Plan
+from tests.unit.routing.sites import BLOCK, info, make_router, stored
+
+STAGES: tuple[StageName, StageName] = ("prefill", "decode")
 
 
 class Named:
@@ -19,58 +26,104 @@ class Named:
 class Lane:
     """As ``LaneClient``: keeps what was asked of the worker."""
 
-    def __init__(self, stage: StageName) -> None:
-        self.worker = Named(f"{stage}_0")
+    def __init__(self, stage: StageName, number: int = 0) -> None:
+        self.worker = Named(f"{stage}_{number}")
         self.info = info(self.worker.name, stage)
-        self.mailbox = Mailbox()
+        self.mailboxes: dict[str, Mailbox] = {}
         self.work: list[AnyWork] = []
         self.cancelled: list[str] = []
-        self.open: set[str] = set()
         self.refusal: TandemError | None = None
 
-    async def submit(self, work: AnyWork) -> Mailbox:
+    async def submit(self, work: AnyWork, mailbox: Mailbox) -> Mailbox:
         if self.refusal:
             raise self.refusal
         self.work.append(work)
-        self.open.add(work.request_id)
-        return self.mailbox
+        self.mailboxes[work.request_id] = mailbox
+        return mailbox
+
+    @property
+    def open(self) -> set[str]:
+        return set(self.mailboxes)
+
+    @property
+    def id(self) -> str:
+        """Of the work that came last."""
+        return self.work[-1].request_id
 
     def say(self, *events: EngineEvent) -> None:
-        """The worker reports this."""
+        """The worker reports this of the work that came last."""
         for event in events:
-            self.mailbox.put(event)
+            if mailbox := self.mailboxes.get(self.id):
+                mailbox.put(msgspec.structs.replace(event, request_id=self.id))
+
+    def lose(self) -> None:
+        """The worker is gone."""
+        for request_id, mailbox in self.mailboxes.items():
+            mailbox.put(Failed(request_id=request_id, code="worker_lost", message=f"{self.worker.name} is gone"))
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
 
     def close(self, request_id: str) -> None:
-        self.open.discard(request_id)
+        self.mailboxes.pop(request_id, None)
 
 
 class Workers:
     """As ``Fleet``, with a real router. ``whole``: decode has cached the prompt, and gets all of the request."""
 
-    def __init__(self) -> None:
-        self.router = make_router(1)
+    def __init__(self, each: int = 1, make_lane: Callable[[StageName, int], Lane] = Lane) -> None:
+        self.router = make_router(each)
         self.whole = False
-        self.prefill = Lane("prefill")
-        self.decode = Lane("decode")
+        self.lanes = {f"{stage}_{number}": make_lane(stage, number) for stage in STAGES for number in range(each)}
+        self.prefill, self.decode = self.lanes["prefill_0"], self.lanes["decode_0"]
         self.error: TandemError | None = None
+
+    block_size = BLOCK
 
     async def max_model_len(self) -> int:
         if self.error:
             raise self.error
         return 64
 
-    async def route(self, token_ids: list[int], max_tokens: int) -> Assignment:
+    async def route(
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        *,
+        salt: str = "",
+        avoid: Collection[str] = (),
+        patience_s: float | None = None,
+    ) -> Assignment:
+        self.patience_s = patience_s
+        return self.route_now(token_ids, max_tokens, salt=salt, avoid=avoid) or self._assign(
+            self._plan(token_ids, max_tokens, ())
+        )
+
+    def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
+        self.salt = salt
+        return self._plan(token_ids, max_tokens, ()).first_token_s
+
+    def route_now(
+        self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
+    ) -> Assignment | None:
+        self.salt = salt
+        try:
+            return self._assign(self._plan(token_ids, max_tokens, avoid))
+        except TandemError:
+            return None
+
+    def _plan(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Plan:
         if self.whole:
             stored(self.router, "decode_0", [1])
-        plan = self.router.plan([1] if self.whole else [], len(token_ids), max_tokens, 0.0)
-        self.assigned = self.router.commit(plan, 0.0)
-        prefill = self.prefill if plan.workers[0] else None
-        return Assignment(prefill, self.decode, self.assigned, plan)  # type: ignore[arg-type]
+        return self.router.plan([1] if self.whole else [], len(token_ids), max_tokens, 0.0, avoid=avoid)
+
+    def _assign(self, plan: Plan) -> Assignment:
+        prefill, decode = plan.workers
+        route = self.router.commit(plan, 0.0)
+        return Assignment(self.lanes[prefill] if prefill else None, self.lanes[decode], route, plan)  # type: ignore[arg-type]
 
     def idle(self) -> bool:
-        """Whether the router counts nothing any more."""
+        """Whether nobody has anything, and the router counts nothing any more."""
         table = self.router._table
-        return not table.in_hand.any() and not table.wait_s.any() and not table.used_share.any()
+        counted = table.in_hand.any() or table.wait_s.any() or table.used_share.any()
+        return not counted and not any(lane.open for lane in self.lanes.values())

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -57,17 +57,23 @@ class Group:
         loading: str = "",
         late: bool = False,
         started_on: Host | None = None,
+        engine: str = "tests.unit.parallel.engine:create",
+        kind: Literal["torch", "tensorrt_llm"] = "torch",
+        environment: dict[str, str] | None = None,
+        **fields: Any,
     ) -> None:
         """``size`` ranks on the hosts ``indexes``; on the first of them its stage runs, unless ``started_on`` another
         one. ``loading`` is a way in which it fails while it loads; of a ``late`` group rank 1 does not come as far as
-        MPI."""
+        MPI. ``engine`` is what leads it, started like one of ``kind``; ``fields`` are more of the worker's."""
         self._directory = directory
         self.log_file = directory / "engine.log"
         self._hosts = [hosts[index] for index in indexes]
         self._per_host = size // len(indexes)
         self._start = (started_on or self._hosts[0]).popen
         addresses = hosts.addresses(*indexes) if len(indexes) > 1 else []
-        worker = Worker(name="prefill_0", stage="prefill", tensor_parallel_size=size, hosts=addresses)
+        worker = Worker(
+            name="prefill_0", stage="prefill", tensor_parallel_size=size, hosts=addresses, **fields, engine=kind
+        )
         settings = Parallel(
             mpi=mpi,  # type: ignore[arg-type]
             hang_timeout_s=HANG_TIMEOUT_S,
@@ -77,6 +83,8 @@ class Group:
         deployment = Deployment(name="test", model=Model(path="/nowhere"), worker=[worker], parallel=settings)
         self._file = directory / "deployment.json"
         self._file.write_bytes(to_json(deployment))
+        self._engine = engine
+        self._more = environment or {}
         self._mark = uuid.uuid4().hex
         self._loading = loading
         self._path = [str(ROOT), str(ROOT / "python_backends")]
@@ -91,9 +99,11 @@ class Group:
             "PYTHONPATH": os.pathsep.join(self._path),
             MARK: self._mark,
             "TMPDIR": str(self._directory),
+            **self._more,
         }
         environment.update(TANDEM_TEST_LOADING=self._loading, TANDEM_TEST_NUMBER="7", OMP_NUM_THREADS="1")
         command = [sys.executable, "-m", "tests.unit.parallel.stage", str(self._file), str(self.log_file)]
+        command += [self._engine]
         self._stage = self._start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         threading.Thread(target=self._listen, daemon=True).start()
         return self

@@ -23,7 +23,7 @@ def say(what: str, content: object) -> None:
     print(json.dumps({what: content}), flush=True)
 
 
-def main(deployment: str, log_file: str) -> None:
+def main(deployment: str, log_file: str, engine: str) -> None:
     ended = threading.Event()
 
     def on_report(report: EngineReport) -> None:
@@ -39,7 +39,7 @@ def main(deployment: str, log_file: str) -> None:
         Path(log_file),
         on_report=on_report,
         on_exit=on_exit,
-        engine="tests.unit.parallel.engine:create",
+        engine=engine,
     )
     process.start()
     say("pid", process.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,17 @@ def stored(router: Router, worker: str, hashes: list[int], first: int = 1, **fie
     router.report(worker, 1, measured(**fields), KvReport(first=first, events=[BlocksStored(hashes=hashes)]))
 
 
-def ask(router: Router, hashes: list[int], *, tokens: int | None = None, answer: int = 50, now: float = 0.0) -> Plan:
+def ask(
+    router: Router,
+    hashes: list[int],
+    *,
+    tokens: int | None = None,
+    answer: int = 50,
+    now: float = 0.0,
+    avoid: Collection[str] = (),
+) -> Plan:
     """Plan a prompt of these blocks and one token more."""
-    return router.plan(hashes, len(hashes) * BLOCK + 1 if tokens is None else tokens, answer, now)
+    return router.plan(hashes, len(hashes) * BLOCK + 1 if tokens is None else tokens, answer, now, avoid=avoid)
 
 
 def make_table(each: int = 1) -> WorkerTable:
@@ -103,12 +112,20 @@ def make_table(each: int = 1) -> WorkerTable:
 
 
 def make_costs(
-    table: WorkerTable, *, tokens: int = 160, answer: int = 50, cached: dict[int, int] | None = None
+    table: WorkerTable,
+    *,
+    tokens: int = 160,
+    answer: int = 50,
+    cached: dict[int, int] | None = None,
+    chances: dict[int, float] | None = None,
 ) -> Costs:
-    """Of a prompt of which some places have some tokens cached."""
+    """Of a prompt of which some places have some tokens cached, some of which give up blocks that may be asked for."""
     uncached = np.full(len(table.names), float(tokens))
     for place, count in (cached or {}).items():
         uncached[place] -= count
+    lost = np.zeros(len(table.names))
+    for place, chance in (chances or {}).items():
+        lost[place] = chance
     blocks = -(-tokens // BLOCK)
     request = Request(
         num_tokens=tokens,
@@ -116,5 +133,6 @@ def make_costs(
         prompt_blocks=blocks,
         all_blocks=-(-(tokens + answer) // BLOCK),
         uncached=uncached,
+        chances=lost,
     )
     return Costs(table, request)

@@ -10,10 +10,28 @@ from tests.unit.routing.sites import BATCH, BLOCKS, PREFILL_S, STEP_S, make_cost
 
 def test_prefill_is_the_wait_and_what_is_not_cached() -> None:
     table = make_table(2)
+    cost = make_costs(table, tokens=160, cached={0: 100}).of("prefill")
+    assert cost.total[:2].tolist() == pytest.approx([60 * PREFILL_S, 160 * PREFILL_S])
     table.book(0, 40, 3)
     cost = make_costs(table, tokens=160, cached={0: 100}).of("prefill")
-    assert cost.total[:2].tolist() == pytest.approx([(40 + 60) * PREFILL_S, 160 * PREFILL_S])
-    assert set(cost.parts) == {"wait", "prefill"}
+    assert cost.parts["wait"][:2].tolist() == pytest.approx([40 * PREFILL_S, 0.0])
+    assert cost.parts["prefill"][:2].tolist() == pytest.approx([60 * PREFILL_S, 160 * PREFILL_S])
+
+
+def test_reading_holds_up_those_who_come_after_it_where_workers_are_busy() -> None:
+    table = make_table(4)
+    table.drain(3)
+    for place, busy in enumerate((1, 2, 3)):
+        table.book(place, 10, 0)
+        cost = make_costs(table, cached={0: 100}).of("prefill")
+        assert cost.parts["held up"][:2].tolist() == pytest.approx(
+            [busy / 3 * 60 * PREFILL_S, busy / 3 * 160 * PREFILL_S]
+        )
+
+
+def test_blocks_that_give_way_cost_reading_them_again_as_likely_as_they_are_asked_for() -> None:
+    cost = make_costs(make_table(2), cached={0: 100}, chances={0: 0.5, 1: 0.25}).of("prefill")
+    assert cost.parts["lost blocks"][:2].tolist() == pytest.approx([0.5 * 60 * PREFILL_S, 0.25 * 160 * PREFILL_S])
 
 
 def test_decode_is_the_steps_and_what_they_do_to_others() -> None:
@@ -31,7 +49,7 @@ def test_parts_add_up(task: Task) -> None:
         table.report(
             place, measured(queued=place, running=20 * place, queued_tokens=99, blocks_used=BLOCKS - 4 * place)
         )
-    cost = make_costs(table, cached={1: 32, 3: 48}).of(task)
+    cost = make_costs(table, cached={1: 32, 3: 48}, chances={0: 0.3}).of(task)
     assert sum(cost.parts.values()).tolist() == pytest.approx(cost.total.tolist())  # type: ignore[union-attr]
     assert "room" in cost.parts
 

@@ -179,7 +179,7 @@ def test_a_new_epoch_forgets_and_an_old_one_is_not_heard(index: PrefixIndex) -> 
 
 def test_an_expected_block_counts_until_it_is_reported_or_too_late(index: PrefixIndex) -> None:
     index.take(0, 1, report(1, BlocksStored(hashes=[1])))
-    index.expect(0, [1, 2, 3], until=5.0)
+    index.give(0, [1, 2, 3], 0, 0.0, 5.0)
     assert index.held([1, 2, 3]).tolist() == [3, 0]
     index.take(0, 1, report(2, BlocksStored(hashes=[2])))
     index.expire(5.0)
@@ -188,8 +188,8 @@ def test_an_expected_block_counts_until_it_is_reported_or_too_late(index: Prefix
 
 def test_an_expectation_that_is_renewed_lasts_longer(index: PrefixIndex) -> None:
     index.take(0, 1, report(1))
-    index.expect(0, [1], until=5.0)
-    index.expect(0, [1], until=7.0)
+    index.give(0, [1], 0, 0.0, 5.0)
+    index.give(0, [1], 0, 0.0, 7.0)
     index.expire(6.0)
     assert index.held([1]).tolist() == [1, 0]
     index.expire(7.0)
@@ -199,20 +199,20 @@ def test_an_expectation_that_is_renewed_lasts_longer(index: PrefixIndex) -> None
 def test_a_snapshot_leaves_expectations(index: PrefixIndex) -> None:
     """It may be older than the request they come from."""
     index.take(0, 1, report(1, BlocksStored(hashes=[1])))
-    index.expect(0, [2], until=5.0)
+    index.give(0, [2], 0, 0.0, 5.0)
     index.take(0, 1, report(4, BlocksStored(hashes=[1]), snapshot=True))
     assert index.held([1, 2]).tolist() == [2, 0]
 
 
 def test_nothing_is_expected_of_a_worker_that_does_not_report(index: PrefixIndex) -> None:
-    index.expect(1, [1], until=5.0)
+    index.give(1, [1], 0, 0.0, 5.0)
     assert index.held([1]).tolist() == [0, 0]
     index.expire(5.0)
 
 
 def test_an_expectation_ends_with_its_epoch(index: PrefixIndex) -> None:
     index.take(0, 1, report(1))
-    index.expect(0, [1], until=5.0)
+    index.give(0, [1], 0, 0.0, 5.0)
     index.begin(0, 2)
     assert index.held([1]).tolist() == [0, 0]
     index.take(0, 2, report(1, BlocksStored(hashes=[1])))

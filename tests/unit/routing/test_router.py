@@ -246,3 +246,22 @@ def test_what_was_chosen_is_counted_until_it_ends() -> None:
 def test_no_workers_at_all() -> None:
     with pytest.raises(TandemError, match=r"no prefill worker is ready \(deployed: none\)"):
         ask(Router(Routing(), 16, 0), PROMPT)
+
+
+def test_workers_that_are_avoided_get_nothing() -> None:
+    router = make_router(2, conditional_disaggregation=False)
+    for _ in range(5):
+        plan = ask(router, [1], avoid=["prefill_0", "decode_1", "nobody"])
+        router.commit(plan, 0.0)
+        assert plan.workers == ("prefill_1", "decode_0")
+    assert ask(router, [1], avoid=["decode_0", "decode_1", "prefill_1"]).workers == (None, "prefill_0")
+    with pytest.raises(TandemError, match="no prefill worker is ready"):
+        ask(router, [1], avoid=["decode_0", "decode_1", "prefill_0", "prefill_1"])
+
+
+def test_a_worker_that_was_drained_may_be_resumed() -> None:
+    router = make_router(1, conditional_disaggregation=False)
+    router.drain("decode_0")
+    assert ask(router, [1]).workers == (None, "prefill_0")
+    router.resume("decode_0")
+    assert ask(router, [1]).workers == ("prefill_0", "decode_0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,3 +121,17 @@ def test_counters_that_begin_anew_measure_nothing() -> None:
     assert worker.prefill_s == sites.PREFILL_S
     worker.report(sites.measured(prefill_tokens=1, prefill_seconds=0.001))
     assert abs(worker.prefill_s - sites.PREFILL_S) < 1e-9
+
+
+def test_only_workers_whose_speeds_clearly_differ_are_told_apart() -> None:
+    """Of three that are alike, one has read a long prompt, which takes longer per token."""
+    typical = Speeds()
+    workers = [WorkerState(typical, lambda _: None) for _ in range(4)]
+    tokens = 100_000
+    for worker, times in zip(workers, (1.0, 1.0, 1.3, 4.0), strict=True):
+        seconds = times * tokens * sites.PREFILL_S
+        worker.begin(sites.BATCH, sites.measured(prefill_tokens=tokens, prefill_seconds=seconds, step_seconds=seconds))
+    typical.prefill.add(1e4, 1e7, 1e4)  # of many others
+    for worker in workers:
+        worker.report(sites.measured())
+    assert [worker.prefill_s / sites.PREFILL_S for worker in workers] == pytest.approx([1.0, 1.0, 1.0, 4.0], rel=0.01)

@@ -195,6 +195,16 @@ def test_plain_clients_hear_of_a_loss(worker: Worker) -> None:
     assert "SIGKILL" in failed.message
 
 
+def test_the_silence_of_an_engine_that_was_stopped_is_told(worker: Worker) -> None:
+    """Polls are answered all the same. An engine that lives speaks twice a second."""
+    wait_until(lambda: worker.poll(wait_s=0.0).load.silent_s > 0.0)  # it has spoken
+    (engine,) = engine_processes()
+    engine.suspend()
+    wait_until(lambda: worker.poll(wait_s=0.0).load.silent_s > 1.5)
+    engine.resume()
+    wait_until(lambda: worker.poll(wait_s=0.0).load.silent_s < 1.0)
+
+
 def test_stopping_answers_every_poll_and_ends_every_request(worker: Worker) -> None:
     replies: queue.Queue[LaneReply] = queue.Queue()
     worker.stage.handle(Poll(lane="idle", wait_s=10 * DEADLINE_S), replies.put)
@@ -255,3 +265,23 @@ def test_draining_has_a_limit(worker: Worker) -> None:
     assert isinstance(failed, Failed)
     assert failed.code == "worker_lost"
     assert failed.message == "worker prefill_0 is shutting down; limits.drain_s, 0.2 s, are over"
+
+
+def test_a_request_in_hand_is_not_ended_by_another_with_its_id(worker: Worker) -> None:
+    """Whoever sends the second one: it is refused, and the first one's events go where they belong."""
+    assert [(f.request_id, f.code) for f in worker.submit("a", "b", "a")] == [("a", "invalid_request")]
+    reply = worker.call(Submit(lane="other", epoch=worker.info.epoch, work=[work("b", 7)]))
+    assert isinstance(reply, SubmitReply)
+    if reply.refused:  # it has not ended yet
+        assert reply.refused[0].code == "invalid_request"
+    ended: set[str] = set()
+    while ended != {"a", "b"}:
+        ended |= {e.request_id for e in worker.poll().events if isinstance(e, Finished)}
+
+
+@pytest.mark.parametrize("wait_s", [float("nan"), float("inf"), -0.5, 1e308])
+def test_a_poll_that_would_never_be_answered_is_refused(worker: Worker, wait_s: float) -> None:
+    reply = worker.call(Poll(lane="l", wait_s=wait_s))
+    assert isinstance(reply, Refused)
+    assert reply.code == "invalid_request"
+    assert "wait_s" in reply.message

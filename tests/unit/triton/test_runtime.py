@@ -80,5 +80,5 @@ def test_library_path_gets_a_link_not_a_directory(tmp_path: Path, monkeypatch: p
     given = runtime.TritonRuntime(Path("b"), Path("k"), None, (Path("/bundled"),), library, embedded=True)
     link_dir = tmp_path / "lib"
     for _ in range(2):  # twice: a second server of the same run directory must not fail
-        assert given.environment(link_dir) == {"LD_LIBRARY_PATH": f"{link_dir}:/bundled:/mine"}
+        assert given.environment(link_dir, "/mine") == {"LD_LIBRARY_PATH": f"{link_dir}:/bundled:/mine"}
     assert [link.resolve() for link in link_dir.iterdir()] == [library]

@@ -63,7 +63,7 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     _pretend_to_load(timing.start_s, loading)
     transfer = KvTransfer(
         leases=leases,
-        agent_name=f"{worker.name}-{epoch:x}",
+        agent_name=f"{make_worker_id(worker)}-{epoch:x}",
         address=contents.address,
         shared=contents.shared,
         block_bytes=kv.num_layers * kv.num_kv_heads * kv.slice_bytes,

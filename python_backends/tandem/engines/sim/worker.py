@@ -34,9 +34,7 @@ from tandem.messages import (
     Decode,
     EngineEvent,
     Failed,
-    Finished,
     FinishReason,
-    Generate,
     KvEvent,
     KvHandle,
     Load,
@@ -354,8 +352,7 @@ class SimulatedWorker:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._drop(sequence)
-        cached = sequence.cached_tokens if isinstance(sequence.work, Generate) else 0
-        self._events.append(Finished(request_id=sequence.request_id, reason=reason, cached_tokens=cached))
+        self._events.append(sequence.finished(reason))
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._drop(sequence)

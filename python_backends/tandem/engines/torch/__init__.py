@@ -23,6 +23,7 @@ In reading order:
     compiled.py         … its loops
     attention.py      attention of prefill steps
     kv_cache.py       the paged cache
+    block_copy.py, second_tier.py    what goes out of it to the host and to disk
     rotary.py         position embedding
     linear.py         the matrix products
     sharding.py       which part of the model is a rank's own

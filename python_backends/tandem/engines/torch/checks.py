@@ -6,7 +6,7 @@ import math
 
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import TandemError
-from tandem.messages import AnyWork, Decode, Sampling, WorkerInfo
+from tandem.messages import AnyWork, Decode, Feature, Sampling, WorkerInfo
 
 
 def check_work(work: AnyWork, info: WorkerInfo) -> None:
@@ -18,6 +18,7 @@ def check_work(work: AnyWork, info: WorkerInfo) -> None:
     _check_tokens(work, info)
     _check_length(work, info.max_model_len)
     _check_sampling(work.sampling, info.vocab_size)
+    _check_features(work.sampling, info)
 
 
 def check_room(sequence: Sequence, info: WorkerInfo, num_blocks: int) -> None:
@@ -93,3 +94,18 @@ def _check_sampling(s: Sampling, vocab_size: int) -> None:
     for name, (value, expected, fits) in problems.items():
         if not fits:
             raise TandemError("invalid_request", f"{name}: {value}; must be {expected}")
+
+
+def _check_features(sampling: Sampling, info: WorkerInfo) -> None:
+    """What not every engine can."""
+    asked: dict[Feature, tuple[str, object]] = {}
+    if sampling.lora_task_id is not None:
+        asked["lora"] = ("lora_task_id", sampling.lora_task_id)
+    if sampling.guide is not None:
+        asked["guided_decoding"] = ("guided_decoding_guide_type", sampling.guide.kind)
+    for feature, (field, value) in asked.items():
+        if feature not in info.features:
+            raise TandemError(
+                "invalid_request",
+                f"{field}: {value!r}; worker {info.worker_id!r}, engine {info.engine!r}, has no {feature}",
+            )

@@ -26,21 +26,21 @@ from tandem.engines.torch.rank import load_leader
 from tandem.engines.torch.runner import ModelRunner
 from tandem.engines.torch.sampler import Choice, choose
 from tandem.engines.torch.scheduler import Scheduler, Step
+from tandem.engines.torch.second_tier import make_tier
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import ErrorCode, TandemError
 from tandem.keys import Keys, load_keys
 from tandem.kv.handle import require_compatible
 from tandem.kv.leases import LeaseTable
 from tandem.kv.pull import PullResult
+from tandem.kv.tiers.tier import SecondTier
 from tandem.kv.transfer import KvTransfer
 from tandem.messages import (
     AnyWork,
     Decode,
     EngineEvent,
     Failed,
-    Finished,
     FinishReason,
-    Generate,
     KvHandle,
     Load,
     Prefill,
@@ -71,8 +71,9 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     group = RankGroup.current()
     info, runner, pool, leases, transfer = load_leader(deployment, worker, epoch, group, loading)
     pace = Pace(1e-3 * deployment.limits.max_inter_token_ms)
-    scheduler = Scheduler(pool, worker.max_batch_size, worker.max_batch_tokens, pace)
-    return TorchEngine(info, runner, scheduler, leases, transfer, Leader(group), keys)
+    tier = make_tier(worker, info.kv, runner.cache, pool, pace)
+    scheduler = Scheduler(pool, worker.max_batch_size, worker.max_batch_tokens, pace, tier)
+    return TorchEngine(info, runner, scheduler, leases, transfer, Leader(group), keys, tier)
 
 
 class GroupBroken(Exception):
@@ -91,14 +92,18 @@ class TorchEngine:
         transfer: KvTransfer,
         leader: Leader,
         keys: Keys,
+        tier: SecondTier | None = None,
     ) -> None:
         """``transfer`` has been started, and moves the blocks of the scheduler's pool, which is the leases' too, in
-        ``runner.cache``."""
+        ``runner.cache``. ``tier`` is the scheduler's."""
         self._info, self._runner, self._scheduler = info, runner, scheduler
         self._pool, self._leases, self._transfer, self._leader = scheduler.pool, leases, transfer, leader
         self._handover = HandOver(info, leases, transfer, leader, keys)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
+        self._tier = tier
+        if tier is not None:
+            tier.on_read = partial(self._inbox.put, lambda: None)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._in_hand: dict[str, Sequence] = {}
         """By request id: everything that was accepted and has not ended."""
@@ -119,6 +124,8 @@ class TorchEngine:
     def start(self, sink: EventSink) -> None:
         """Begin to take work; every event goes to ``sink``."""
         self._sink = sink
+        if self._tier is not None:
+            self._tier.start()
         self._thread.start()
 
     def submit(self, work: list[AnyWork]) -> None:
@@ -156,6 +163,8 @@ class TorchEngine:
             self._thread.join(STOP_TIMEOUT_S)
         self._leader.stop()
         self._transfer.stop()
+        if self._tier is not None:
+            self._tier.stop()
 
     # ------------------------------------------------------------ the engine's thread
 
@@ -218,6 +227,7 @@ class TorchEngine:
             handles_granted=self._leases.granted,
             handles_expired=self._leases.expired,
             collective_seconds=self._runner.ranks.seconds,
+            tier=self._tier.load if self._tier else None,
             **vars(self._counters),
         )
 
@@ -339,8 +349,7 @@ class TorchEngine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._drop(sequence)
-        cached = sequence.cached_tokens if isinstance(sequence.work, Generate) else 0
-        self._events.append(Finished(request_id=sequence.request_id, reason=reason, cached_tokens=cached))
+        self._events.append(sequence.finished(reason))
 
     def _fail(self, sequence: Sequence, code: ErrorCode, message: str) -> None:
         self._drop(sequence)

@@ -15,7 +15,7 @@ from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
 from tandem.kv.leases import LeaseTable
 from tandem.kv.pull import PullResult
 from tandem.kv.transfer import KvTransfer
-from tandem.messages import Decode, KvHandle, WorkerInfo
+from tandem.messages import Decode, HeldBlocks, KvHandle, WorkerInfo
 
 REDEEMED_REMEMBERED = 4096
 """Handles that this worker remembers having taken; the lease refuses an older one."""
@@ -43,7 +43,7 @@ class HandOver:
             partition=self._info.partition,
             num_tokens=sequence.num_cached,
             tokens_digest=digest_tokens(sequence.token_ids[: sequence.num_cached]),
-            block_ids=blocks,
+            held=HeldBlocks(block_ids=blocks),
         )
         return sign(handle, self._keys)
 
@@ -72,6 +72,7 @@ class HandOver:
             TandemError: ``transfer_failed``: the transfer has ended.
         """
         local = sequence.block_ids[sequence.num_shared : len(handle.block_ids)]
-        handle = msgspec.structs.replace(handle, block_ids=handle.block_ids[sequence.num_shared :])
+        left = HeldBlocks(block_ids=handle.block_ids[sequence.num_shared :])
+        handle = msgspec.structs.replace(handle, held=left)
         self._transfer.pull(sequence.request_id, handle, local, on_done)
         self._leader.pull(sequence.request_id, handle, local)

@@ -63,6 +63,10 @@ class KvCache:
         """How other processes of this host find it; None: it is a device's."""
         return self._host.place if self._host else None
 
+    def block(self, block_id: int) -> Tensor:
+        """The bytes of one block: uint8 [block_bytes]."""
+        return self._memory.view(torch.uint8).view(self.num_blocks, -1)[block_id]
+
     def slots(self, layer: int) -> Tensor:
         """All slots that ``slot_index`` can name: [slots, head_dim]."""
         return self._slots_of[layer]

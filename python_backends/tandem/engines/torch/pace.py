@@ -37,6 +37,11 @@ class Pace:
         most = 2 * max(self._tokens, FIRST_CHUNK)
         return int(min(most, room_s * self._tokens / self._seconds if self._seconds else most))
 
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Of reading a prompt, beyond what any step takes; None: no prefill step has been measured."""
+        return self._seconds / self._tokens if self._tokens else None
+
     def decoded(self, seconds: float) -> None:
         """A decode step took so long."""
         earlier = seconds if self._decode_s is None else self._decode_s

@@ -34,16 +34,17 @@ def load_leader(
             "engine_failed",
             f"worker {worker.name!r} is a group of {worker.group_size} ranks; start it under its supervisor",
         )
-    group.share(epoch)
+    name = make_worker_id(worker)
+    group.share((name, epoch))
     runner = load_runner(deployment, worker, group, loading)
     kv = _kv_format(deployment, runner)
     pool = PrefixCache(runner.cache.num_blocks, enabled=deployment.kv.prefix_cache)
     leases = LeaseTable(pool, deployment.kv.lease_s)
     loading("transfer", 0.0)
-    transfer = KvTransfer(leases=leases, **_registration(deployment, worker, epoch, group, runner.cache, kv))
+    transfer = KvTransfer(leases=leases, **_registration(deployment, f"{name}-{epoch:x}", group, runner.cache, kv))
     transfer.start()
     info = WorkerInfo(
-        worker_id=make_worker_id(worker),
+        worker_id=name,
         epoch=epoch,
         stage=worker.stage,
         engine="torch",
@@ -63,10 +64,11 @@ def load_follower(deployment: Deployment, worker: Worker, group: RankGroup) -> t
     Raises:
         TandemError: as in ``load_leader``.
     """
-    epoch: int = group.share(None)
+    identity: tuple[str, int] = group.share(None)
+    name, epoch = identity
     runner = load_runner(deployment, worker, group, lambda _what, _done: None)
     kv = _kv_format(deployment, runner)
-    reader = KvReader(rank=group.rank, **_registration(deployment, worker, epoch, group, runner.cache, kv))
+    reader = KvReader(rank=group.rank, **_registration(deployment, f"{name}-{epoch:x}", group, runner.cache, kv))
     reader.start()
     group.gather(reader.info)
     return runner, reader
@@ -85,11 +87,8 @@ def _kv_format(deployment: Deployment, runner: ModelRunner) -> KvFormat:
     )
 
 
-def _registration(
-    deployment: Deployment, worker: Worker, epoch: int, group: RankGroup, cache: KvCache, kv: KvFormat
-) -> Place:
-    """What a transfer and a reader are both told."""
-    name = f"{worker.name}-{epoch:x}"
+def _registration(deployment: Deployment, name: str, group: RankGroup, cache: KvCache, kv: KvFormat) -> Place:
+    """What a transfer and a reader are both told. ``name``: of the worker in this epoch, as its leader knows it."""
     return {
         "agent_name": name if group.is_leader else f"{name}-{group.rank}",
         "address": cache.address,

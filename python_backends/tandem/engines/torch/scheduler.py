@@ -1,13 +1,15 @@
 """What runs next. First come, first served; whoever starts has all the blocks it can need, so nobody is put back.
 
 waiting ──► pulling ──► running      (``Decode``: its KV comes from elsewhere)
-   └──────► prefilling ──► running   (``Generate``; a ``Prefill`` ends after its last prefill step)
+   ├──────► prefilling ──► running   (``Generate``; a ``Prefill`` ends after its last prefill step)
+   └──► loading ──┘                  (some of its blocks come from the second tier)
 
 A prompt that is too long for one step is read in several; between two of them those who write have their turn.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from tandem.engines.torch.pace import Pace
 from tandem.engines.torch.sequence import Sequence
 from tandem.kv.blocks import OutOfBlocks
 from tandem.kv.prefix_cache import PrefixCache
+from tandem.kv.tiers.read import TierRead
+from tandem.kv.tiers.tier import SecondTier
 from tandem.messages import Decode, Prefill
 
 
@@ -36,11 +40,19 @@ class Step:
 class Scheduler:
     """The queue and the running set. Used by one thread; only the pool is shared."""
 
-    def __init__(self, pool: PrefixCache, max_batch_size: int, max_batch_tokens: int, pace: Pace) -> None:
-        self.pool, self._pace = pool, pace
+    def __init__(
+        self,
+        pool: PrefixCache,
+        max_batch_size: int,
+        max_batch_tokens: int,
+        pace: Pace,
+        tier: SecondTier | None = None,
+    ) -> None:
+        self.pool, self._pace, self._tier = pool, pace, tier
         self._max_batch_size, self._max_batch_tokens = max_batch_size, max_batch_tokens
         self._waiting: deque[Sequence] = deque()
         self._pulling: dict[str, Sequence] = {}
+        self._loading: dict[Sequence, TierRead] = {}
         self._prefilling: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._prefilled_last = False
@@ -48,13 +60,14 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Sequences that no step can take yet."""
-        return len(self._waiting) + len(self._pulling) + max(0, len(self._running) - self._max_batch_size)
+        loading = len(self._pulling) + len(self._loading)
+        return len(self._waiting) + loading + max(0, len(self._running) - self._max_batch_size)
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens that no step has read, of whoever waits or is being read."""
         return sum(s.num_uncached for s in self._waiting if not isinstance(s.work, Decode)) + sum(
-            s.num_uncached for s in self._prefilling
+            s.num_uncached for s in (*self._loading, *self._prefilling)
         )
 
     @property
@@ -68,12 +81,15 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Take sequences from the queue while there is room for them; returns those whose KV must be pulled now."""
+        self._end_loads()
         pulls = []
         while self._waiting and self._may_start(self._waiting[0]) and self._reserve(self._waiting[0]):
             sequence = self._waiting.popleft()
             if isinstance(sequence.work, Decode):
                 self._pulling[sequence.request_id] = sequence
                 pulls.append(sequence)
+            elif (read := self._begin_load(sequence)) is not None:
+                self._loading[sequence] = read
             else:
                 self._prefilling.append(sequence)
         return pulls
@@ -127,6 +143,8 @@ class Scheduler:
         """Forget a sequence, wherever it is; its blocks are the caller's."""
         if self.is_pulling(sequence):
             del self._pulling[sequence.request_id]
+        if (read := self._loading.pop(sequence, None)) is not None:
+            read.close()  # nothing writes into its blocks any more
         for place in (self._waiting, self._prefilling, self._running):
             if sequence in place:
                 place.remove(sequence)
@@ -134,7 +152,7 @@ class Scheduler:
     def _may_start(self, sequence: Sequence) -> bool:
         if isinstance(sequence.work, Decode):
             return True  # its lease runs: pull as early as there is memory, even if no step has room yet
-        if not isinstance(sequence.work, Prefill) and self.running >= self._max_batch_size:
+        if not isinstance(sequence.work, Prefill) and self.running + len(self._loading) >= self._max_batch_size:
             return False
         return sum(s.num_uncached for s in self._prefilling) < self._max_batch_tokens
 
@@ -153,6 +171,27 @@ class Scheduler:
         if not isinstance(sequence.work, Decode):
             sequence.num_cached = sequence.cached_tokens
         return True
+
+    def _begin_load(self, sequence: Sequence) -> TierRead | None:
+        """Have blocks read from the second tier that follow on those in memory; at least one token is left to read."""
+        if self._tier is None:
+            return None
+        end = (len(sequence.token_ids) - 1) // sequence.block_size
+        return self._tier.begin_read(sequence.chain, sequence.block_ids, sequence.num_shared, end)
+
+    def _end_loads(self) -> None:
+        """Go on with what has come, in time; the rest is computed."""
+        if self._tier is None or not self._loading:
+            return
+        now = time.monotonic()
+        for sequence, read in [(s, r) for s, r in self._loading.items() if r.is_over(now)]:
+            del self._loading[sequence]
+            arrived = read.close()
+            self._tier.read_ended(read, arrived)
+            sequence.num_shared += arrived
+            sequence.num_cached = sequence.cached_tokens
+            self.keep(sequence)
+            self._prefilling.append(sequence)
 
     def _prefill_step(self) -> Step:
         """As many of the first prompts as fit, of the last one what fits. A prompt that is cut stays where it is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tandem.kv.prefix_cache import Chain
-from tandem.messages import AnyWork, FinishReason, Prefill
+from tandem.messages import AnyWork, Finished, FinishReason, Generate, Prefill
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Sequence:
     """How many of ``token_ids`` have their KV in the blocks; at least the last one never has."""
     block_ids: list[int] = field(default_factory=list)
     num_shared: int = 0
-    """Blocks at its start that were in the prefix cache when it started."""
+    """Blocks at its start that were in the prefix cache when it started, in memory or in the second tier."""
     num_stored: int = 0
     """Blocks at its start that the prefix cache knows."""
     queue_s: float = 0.0
@@ -79,6 +79,18 @@ class Sequence:
         """Take the token that a step made of all tokens so far, whose KV is there now."""
         self.num_cached = len(self.token_ids)
         self.token_ids.append(token_id)
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """The event of its end. What a ``Decode`` was spared and waited for is told of its prefill."""
+        if not isinstance(self.work, Generate):
+            return Finished(request_id=self.request_id, reason=reason)
+        return Finished(
+            request_id=self.request_id,
+            reason=reason,
+            cached_tokens=self.cached_tokens,
+            queue_s=self.queue_s,
+            compute_s=self.compute_s,
+        )
 
     @property
     def finish_reason(self) -> FinishReason | None:

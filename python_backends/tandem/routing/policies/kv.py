@@ -1,15 +1,19 @@
 """Policy ``kv``: the least cost in seconds; cached prefixes, queues, decode load and KV memory all count.
 
-A cache hit is worth the seconds it saves: a worker that has to be waited for longer than that loses to an idle one.
-Workers that come out nearly alike share the requests at random, so that several routers, each of which hears of the
-others' choices only with the next report, do not all run to the same one.
+A cache hit is worth the seconds it saves, to the request and to others: a worker that has to be waited for longer than
+that loses to an idle one. A prompt that is new to all goes where blocks of the least worth give way. Workers that come
+out nearly alike share the requests at random, so that several routers, each of which hears of the others' choices only
+with the next report, do not all run to the same one.
 """
 
 from __future__ import annotations
 
 from random import Random
 
+import numpy as np
+
 from tandem.routing.policies.base import Candidates, Choice
+from tandem.routing.table import Numbers
 
 
 class KvPolicy:
@@ -21,19 +25,31 @@ class KvPolicy:
         self._spread = spread
 
     def choose(self, candidates: Candidates) -> Choice:
-        """The cheapest worker, or of those that are nearly as cheap one that has least of the prompt to read."""
+        """The cheapest worker, or one that is nearly as cheap and has no more of the prompt to read."""
         cost = candidates.costs.of(candidates.task)
         total = cost.total + candidates.bar
         best = int(total.argmin())
-        places = (total <= (1.0 + self._spread) * float(total[best])).nonzero()[0]
-        if len(places) > 1 and candidates.task != "decode":  # never give up a cache hit for the sake of chance
-            uncached = candidates.costs.request.uncached[places]
-            places = places[uncached == uncached.min()]
+        limit = (1.0 + self._spread) * float(total[best])
+        if not _has_second(total, best, limit):
+            return Choice(best, "least cost", cost, candidates.bar, best)
+        near = total <= limit
+        if candidates.task != "decode":  # never give up a cache hit for the sake of chance
+            uncached = candidates.costs.request.uncached
+            near &= uncached <= uncached[best]
+        places = near.nonzero()[0]
         count = len(places)
         if count == 1:
-            return Choice(int(places[0]), "least cost", cost, candidates.bar, best)
+            return Choice(best, "least cost", cost, candidates.bar, best)
         # The cheaper of two: all have a chance, the cheaper the better, and it takes no sums over all of them.
         draw = self._random.random
         one, other = int(places[int(count * draw())]), int(places[int(count * draw())])
         place = one if total[one] <= total[other] else other
         return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar, best)
+
+
+def _has_second(total: Numbers, best: int, limit: float) -> bool:
+    """Whether any but ``best`` costs no more than ``limit``."""
+    least, total[best] = total[best], np.inf
+    second = float(total[total.argmin()])
+    total[best] = least
+    return second <= limit

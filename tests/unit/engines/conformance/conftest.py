@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tandem.engines.registry import find_engine
 from tandem.keys import KEY_VARIABLE
 from tests.unit.engines.conformance.harness import Harness
 from tests.unit.engines.conformance.subjects import SUBJECTS, Subject, make_model_dir
@@ -25,6 +24,8 @@ class Pair:
 
     prefill: Harness
     decode: Harness
+    temperature: float = 1.0
+    """For what has to come out alike on either."""
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +45,12 @@ def start(subject: Subject, model_dir: Path) -> Iterator[Callable[..., Harness]]
     started: list[Harness] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(KEY_VARIABLE, KEY)
+        subject.prepare(patch)
 
         def start_one(worker: str, **options: Any) -> Harness:
             deployment = subject.deploy(model_dir, **options)
-            create = find_engine(subject.engine)
-            engine = create(deployment, deployment.find_worker(worker), next(_epochs), lambda _what, _done: None)
-            started.append(Harness(engine))
+            engine = subject.build(deployment, deployment.find_worker(worker), next(_epochs))
+            started.append(Harness(engine, lets_go_at_once=subject.moves_kv_itself))
             return started[-1]
 
         yield start_one
@@ -58,10 +59,26 @@ def start(subject: Subject, model_dir: Path) -> Iterator[Callable[..., Harness]]
 
 
 @pytest.fixture(scope="module")
-def pair(start: Callable[..., Harness]) -> Pair:
+def pair(start: Callable[..., Harness], subject: Subject) -> Pair:
     prefill, decode = start("prefill_0"), start("decode_0")
     introduce(prefill, decode)
-    return Pair(prefill, decode)
+    return Pair(prefill, decode, temperature=1.0 if subject.samples_alike else 0.0)
+
+
+@pytest.fixture
+def stalled_pair(subject: Subject, start: Callable[..., Harness]) -> Callable[[float], Pair]:
+    """A pair between which no KV moves: pulls end at their deadline, given in seconds, and not before."""
+
+    def make(transfer_timeout_s: float) -> Pair:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in subject.stall.items():
+                patch.setenv(name, value)
+            prefill = start("prefill_0")
+        decode = start("decode_0", transfer_timeout_s=transfer_timeout_s)
+        decode.engine.pair(prefill.engine.info)  # and not the other way round
+        return Pair(prefill, decode)
+
+    return make
 
 
 def introduce(one: Harness, other: Harness) -> None:

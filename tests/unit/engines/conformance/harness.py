@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -34,8 +34,10 @@ ENDS = (Finished, Failed, Prefilled)
 class Harness:
     """An engine and all that it has said."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, lets_go_at_once: bool = True) -> None:
+        """``lets_go_at_once``: the KV of handles that were given up is free as soon as they are."""
         self.engine = engine
+        self._idle = ("queued", "running", "handles_held", *(["blocks_used"] if lets_go_at_once else []))
         self.load = Load()
         self.cached: set[int] = set()
         """Names of the blocks that can be reused, by what the engine has told."""
@@ -82,11 +84,25 @@ class Harness:
             assert time.monotonic() < deadline, (field, value, self.load)
             time.sleep(0.002)
 
+    def until_cached(self, names: Iterable[int]) -> None:
+        """Wait until these blocks have been told of: a library may do so after the answer's end."""
+        wanted, deadline = set(names), time.monotonic() + TIMEOUT_S
+        while not wanted <= self.cached:
+            assert time.monotonic() < deadline, wanted - self.cached
+            time.sleep(0.002)
+
     def until_idle(self) -> Load:
         """Wait until nothing is queued, running or held."""
-        for field in ("queued", "running", "handles_held", "blocks_used"):
+        for field in self._idle:
             self.until(field, 0)
         return self.load
+
+    def until_at_least(self, field: str, value: int) -> None:
+        """Wait until a field of the load has come to this value."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while getattr(self.load, field) < value:
+            assert time.monotonic() < deadline, (field, value, self.load)
+            time.sleep(0.002)
 
 
 def make_work(request_id: str, token_ids: list[int], max_tokens: int = 8, **fields: Any) -> Generate:

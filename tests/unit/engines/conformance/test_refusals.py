@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tandem.messages import Failed, Finished, Sampling, Stopping
+from tandem.messages import Failed, Finished, Guide, Sampling, Stopping
 from tests.unit.engines.conformance.conftest import Pair, introduce
 from tests.unit.engines.conformance.harness import (
     Harness,
@@ -51,10 +51,28 @@ def test_bad_fields_are_named(pair: Pair, changes: dict[str, Any], code: str, wo
         assert (failure.code, words in failure.message) == (code, True), failure.message
 
 
+@pytest.mark.parametrize(
+    ("asked", "field", "feature"),
+    [
+        ({"lora_task_id": 3}, "lora_task_id: 3", "lora"),
+        ({"guide": Guide(kind="regex", text="[a-z]+")}, "guided_decoding_guide_type: 'regex'", "guided_decoding"),
+    ],
+)
+def test_what_a_worker_has_not_is_refused_by_the_field_that_asks_for_it(
+    pair: Pair, asked: dict[str, Any], field: str, feature: str
+) -> None:
+    assert pair.decode.engine.info.features == []
+    failure = failure_of(pair.decode.run(make_work("bad", [1, 2], **asked))[0])
+    assert failure.code == "invalid_request"
+    assert field in failure.message
+    assert f"engine {pair.decode.engine.info.engine!r}, has no {feature}" in failure.message
+
+
 def test_what_no_worker_could_hold_is_refused_at_once(start: Callable[..., Harness]) -> None:
     harness = start("decode_0", blocks=20)
     blocks = harness.run(make_work("any", [1]))[0] and harness.load.blocks_total
-    failure = failure_of(harness.run(make_work("huge", [1] * (4 * blocks), max_tokens=2))[0])
+    tokens = blocks * harness.engine.info.kv.block_size
+    failure = failure_of(harness.run(make_work("huge", [1] * tokens, max_tokens=2))[0])
     assert (failure.code, f"has {blocks} (worker.kv_memory)" in failure.message) == ("prompt_too_long", True)
 
 
@@ -138,10 +156,9 @@ def test_a_handle_of_a_stranger_is_refused(pair: Pair, start: Callable[..., Harn
     pair.prefill.until_idle()
 
 
-def test_a_pull_that_nobody_confirms_fails_at_its_deadline(start: Callable[..., Harness]) -> None:
-    """Prefill does not know the decode worker, and so leaves its question without an answer."""
-    prefill, decode = start("prefill_0"), start("decode_0", transfer_timeout_s=0.2)
-    decode.engine.pair(prefill.engine.info)
+def test_a_pull_that_does_not_end_fails_at_its_deadline(stalled_pair: Callable[[float], Pair]) -> None:
+    pair = stalled_pair(0.2)
+    prefill, decode = pair.prefill, pair.decode
     work = make_work("unheard", PROMPT)
     (events,) = prefill.run(as_prefill(work))
     (end,) = decode.run(as_decode(work, tokens_of(events), handle_of(events)))[0]

@@ -125,7 +125,10 @@ def test_the_answer_is_reused_as_the_prompt_is(plain: Harness, pair: list[Harnes
     work = make_work("second", [*prompt, *answer, 1, 2], 6)
     events = harness.run([work])[0]
     assert tokens_of(events) == tokens_of(plain.run([work])[0])
-    assert events[-1] == Finished(request_id="second", reason="length", cached_tokens=37 // BLOCK * BLOCK)
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert end.cached_tokens == 37 // BLOCK * BLOCK
+    assert end.compute_s > 0
 
 
 def test_tenants_do_not_share(pair: list[Harness]) -> None:

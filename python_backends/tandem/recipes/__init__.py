@@ -1,0 +1,1 @@
+"""Recipes: what TensorRT-LLM is to load for a model's two stages, how much memory that takes, and how it is made."""

@@ -1,0 +1,5 @@
+"""Of a request."""
+
+from tensorrt_llm._exports import exports_of
+
+__getattr__ = exports_of("tensorrt_llm.executor.request")

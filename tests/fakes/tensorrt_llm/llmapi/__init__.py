@@ -1,0 +1,5 @@
+"""The public names."""
+
+from tensorrt_llm._exports import exports_of
+
+__getattr__ = exports_of("tensorrt_llm.llmapi")

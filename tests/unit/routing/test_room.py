@@ -1,0 +1,70 @@
+"""How much more the workers can take."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tandem.messages import Load
+from tandem.routing.room import AHEAD_S, HEADROOM
+from tests.unit.routing.sites import BATCH, BLOCKS, PREFILL_S, ask, info, make_router, measured
+
+
+def test_idle_workers_have_room_for_a_batch_and_a_little_more_and_for_what_they_read_ahead() -> None:
+    room = make_router(each=2).room(kv_share=0.5)
+    assert room is not None
+    assert room.requests == 2 * BATCH * (1 + HEADROOM)
+    assert room.blocks == pytest.approx(2 * BLOCKS / 2)
+    assert room.prompt_tokens == pytest.approx(2 * AHEAD_S / PREFILL_S)
+    assert (room.alone_s, room.read_s) == pytest.approx((PREFILL_S, PREFILL_S / 2))
+
+
+def test_what_is_in_hand_takes_of_it_until_it_ends() -> None:
+    router = make_router(each=1)
+    free = router.room(1.0)
+    route = router.commit(ask(router, [1, 2], answer=50), 0.0)
+    room = router.room(1.0)
+    assert free is not None
+    assert room is not None
+    assert room.requests == free.requests - 1
+    assert room.blocks == pytest.approx(free.blocks - 6)  # 33 tokens and 50
+    assert room.prompt_tokens == pytest.approx(free.prompt_tokens - 33)
+    route.first_token()
+    assert router.room(1.0) is not None
+    route.end()
+    assert router.room(1.0) == free
+
+
+def test_what_others_have_there_counts_and_one_full_worker_does_not_fill_another() -> None:
+    router = make_router(each=2)
+    router.report("decode_0", 1, measured(running=500, blocks_used=BLOCKS + 500), None)
+    room = router.room(1.0)
+    assert room is not None
+    assert (room.requests, room.blocks) == (BATCH * (1 + HEADROOM), pytest.approx(BLOCKS))
+
+
+def test_long_steps_get_more_ahead() -> None:
+    router = make_router(each=1)
+    router.join("prefill_0", info("prefill_0", "prefill", 2), Load())
+    slow = measured(prefill_steps=1, prefill_tokens=1000, prefill_seconds=1000.0, step_seconds=1000.0, steps=1)
+    router.report("prefill_0", 2, slow, None)
+    room = router.room(1.0)
+    assert room is not None
+    assert room.prompt_tokens > 500  # the step is of a thousand tokens, a fifth of a second is not even of one
+
+
+def test_nothing_is_known_before_anybody_was_measured_and_nobody_is_no_room() -> None:
+    router = make_router(each=0)
+    assert router.room(1.0) is None
+    for name, stage in (("p", "prefill"), ("d", "decode")):
+        router.add(name, stage)  # type: ignore[arg-type]
+        router.join(name, info(name, stage), Load())  # type: ignore[arg-type]
+    room = router.room(1.0)
+    assert room is not None
+    assert (room.prompt_tokens, room.blocks, room.read_s, room.alone_s) == (math.inf, math.inf, None, None)
+    assert room.requests == BATCH * (1 + HEADROOM)
+    router.lose("d")
+    alone = router.room(1.0)
+    assert alone is not None
+    assert alone.requests == BATCH * (1 + HEADROOM)  # prefill does both now
