@@ -89,7 +89,7 @@ def build_image() -> None:
     with _pip_sources() as sources:
         arguments = [f"--build-arg={name}={value}" for name, value in {"BASE": BASE, **sources}.items()]
         file = str(ROOT / "build/docker/cpu.Dockerfile")
-        command = ["docker", "build", "--network", "host", "-f", file, "-t", IMAGE, *arguments, str(ROOT)]
+        command = ["docker", "build", "--force-rm", "--network", "host", "-f", file, "-t", IMAGE, *arguments, str(ROOT)]
         run(*command, timeout=1200, env={**os.environ, "DOCKER_BUILDKIT": "0"})
 
 
@@ -112,8 +112,10 @@ def _make_base() -> None:
         run("debootstrap", "--variant=minbase", _RELEASE, str(place), f"{_MIRROR}/debian", timeout=900)
         (place / "etc/apt/sources.list").write_text(_SOURCES)
         shutil.rmtree(place / "var/cache/apt/archives")
+        trusted = place / _CERTIFICATES.relative_to("/")
+        trusted.mkdir(parents=True, exist_ok=True)
         for certificate in _CERTIFICATES.glob("*.crt"):
-            shutil.copy(certificate, place / _CERTIFICATES.relative_to("/"))
+            shutil.copy(certificate, trusted)
         archive = Path(directory, "root.tar")
         run("tar", "-C", str(place), "-cf", str(archive), ".")
         run("docker", "import", "--change", 'CMD ["bash"]', str(archive), BASE)

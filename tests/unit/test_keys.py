@@ -96,6 +96,16 @@ def test_of_two_keys_the_older_falls_out_with_the_next(clock: Clock, tmp_path: P
     assert keys.signing == NEW
 
 
+def test_who_only_verifies_forgets_a_key_that_was_taken_out(clock: Clock, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    write(file, 0.0, NEW, OLD)
+    keys = load(file)
+    assert keys.verify(DATA, mac(DATA, OLD))
+    write(file, clock.now, NEW)
+    clock.now += module.LOOK_EVERY_S
+    assert not keys.verify(DATA, mac(DATA, OLD))
+
+
 @pytest.mark.parametrize("content", [None, "", "no key"])
 def test_a_file_that_is_broken_or_gone_changes_nothing(clock: Clock, tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "key"

@@ -1,7 +1,6 @@
 """docker-compose.yml and the image's Dockerfile agree with the code and with each other. Neither needs Docker here."""
 
 import fnmatch
-import json
 import re
 import shlex
 from pathlib import Path
@@ -11,8 +10,6 @@ import pytest
 import yaml
 
 from tandem.deployment import Server, load_deployment, override
-from tandem.orchestrator.metrics import OrchestratorMetrics
-from tandem.stage.metrics import StageMetrics
 from tandem.triton import command, processes, server
 from tandem.triton.layout import lay_out
 
@@ -139,20 +136,11 @@ def test_overrides_are_for_services_that_are_there(services: dict[str, Any], nam
     assert set(extra) == {"prefill", "decode", "group", "rank"} <= set(services)
 
 
-def test_dashboard_asks_for_metrics_that_there_are() -> None:
-    dashboard = json.loads((ROOT / "build/docker/watch/dashboards/tandem.json").read_text())
-    asked = {
-        re.sub("_(bucket|total)$", "", name)
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in re.findall(r"tandem_\w+", target["expr"])
-    }
-    registries = (
-        OrchestratorMetrics().registry,
-        StageMetrics("prefill", "p").registry,
-        StageMetrics("decode", "d").registry,
-    )
-    assert asked <= {family.name for registry in registries for family in registry.collect()}
+def test_what_watches_is_there(services: dict[str, Any]) -> None:
+    sources = [volume.partition(":")[0] for name in ("prometheus", "grafana") for volume in services[name]["volumes"]]
+    assert [source for source in sources if source.startswith("./") and not (ROOT / source).exists()] == [
+        "./.tandem/secrets/watch"
+    ]
 
 
 def test_whatever_the_image_is_made_of_exists_and_reaches_the_builder(dockerfile: list[list[str]]) -> None:
