@@ -63,7 +63,9 @@ class Soak:
                     task.result()
             await asyncio.gather(*running)
         finally:
-            watcher.cancel()
+            for task in (watcher, *running):
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)  # the first one's is the one that is told of
 
     def _choose(self) -> Fault | None:
         """One whose hosts are well, and that leaves a gateway, and a worker of each stage where it strikes one alone;
