@@ -78,7 +78,7 @@ soak: dev triton $(DEMO_MODEL)
 	$(BIN)/python loadtest/soak.py
 
 disruption: dev triton $(DEMO_MODEL)
-	$(BIN)/pytest tests/disruption
+	$(BIN)/pytest tests/disruption --timeout 600
 
 soak-faults: dev triton $(DEMO_MODEL)
 	PYTHONPATH=. $(BIN)/python loadtest/fault_soak.py $(MINUTES)

@@ -36,7 +36,7 @@ async def run_fault(cluster: Cluster, requests: Requests, fault: Fault) -> Row:
     async with Load(cluster, requests) as load:
         await load.more_tokens(300)
         await strike(cluster, load, fault, hosts)
-    assert not load.wrong, load.wrong
+    assert not load.wrong, load.wrong[:3]
     await nothing_left(cluster)
     seconds = time.monotonic() - began
     return Row(fault.name, fault.injected, fault.repaired, load.done, load.retried, load.slowest, seconds)
