@@ -34,5 +34,5 @@ def test_queues_are_shown_by_priority_and_tenant_with_few_labels() -> None:
     for tenant in tenants:
         metrics.refused("queue", tenant)
     assert len([s for f in registry.collect() for s in f.samples if s.name == "tandem_admission_refusals_total"]) == (
-        MAX_TENANTS + 2
+        MAX_TENANTS + 2 + 3  # those of the other reasons
     )

@@ -33,7 +33,7 @@ def test_a_request_is_one_span_with_its_parts_one_after_the_other(codec: TextCod
     parts = [span for span in spans if span is not request]
     assert {span.trace_id for span in spans} == {trip.client.fact("trace_id")} == {CALLER.split("-")[1]}
     assert request.parent_id == CALLER.split("-")[2]
-    assert [part.name for part in parts] == ["waiting", "waiting", "prefill", "transfer", "decode"]
+    assert [part.name for part in parts] == ["waiting", "waiting", "waiting", "prefill", "transfer", "decode"]
     assert all(part.parent_id == request.span_id for part in parts)
     ends = [request.began_ns, *(part.ended_ns for part in parts)]
     assert ends == [*(part.began_ns for part in parts), request.ended_ns]
