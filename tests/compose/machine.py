@@ -151,7 +151,7 @@ def _pip_sources() -> Iterator[dict[str, str]]:
 
 def _listen(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> http.server.ThreadingHTTPServer:
     """At the same port each time, if it is free: Docker builds anew what has other arguments."""
-    usual = 20_000 + zlib.crc32(str(ROOT).encode()) % 12_000
+    usual = 10_000 + zlib.crc32(str(ROOT).encode()) % 10_000  # below those that tests and servers choose from
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", usual), handler)
     except OSError:
