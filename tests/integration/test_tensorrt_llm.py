@@ -33,6 +33,7 @@ model = {{ path = "{model}", max_model_len = 4096 }}
 kv = {{ lease_s = 2.0, transfer_timeout_s = 1.0 }}
 routing = {{ conditional_disaggregation = false }}
 server = {{ http_port = 0, grpc_port = 0, metrics_port = 0 }}
+limits = {{ max_migrations = 0 }}
 
 [[worker]]
 name = "prefill_0"
