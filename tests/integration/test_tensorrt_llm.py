@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tandem.triton.server import TritonServer
 from tests import fakes
 from tests.integration.clients import Answer, ask_all, ask_now
 from tests.integration.test_cancellation import assert_nothing_left
-from tests.integration.test_faults import assert_answers_again, assert_new_epoch, epoch_of, find_engine, streams_until
+from tests.integration.test_faults import BACK_S, assert_new_epoch, epoch_of, find_engine, streams_until
 
 ROOT = Path(__file__).parents[2]
 FAULTS = "context:1,transfer_refused:1,transfer_lost:2,transfer_stuck:1,generation:1"
@@ -162,10 +163,18 @@ def test_an_engine_that_dies_in_an_answer_is_told_of_and_comes_back(server: Trit
     answers = asyncio.run(streams_until(server, [asked] * 4, lambda begun: begun == 4, engine.kill))
     assert all("[worker_lost]" in (a.error or "") and "decode_0" in (a.error or "") for a in answers)
     assert_new_epoch(server, "decode_0", old)
-    for _ in range(2):  # the new one is armed as the old one was: two transfers, one answer
-        ask_llm(server, [1, 2, 3])
-    assert_answers_again(server)
+    await_both(server)
     assert_nothing_left(server)
+
+
+def await_both(server: TritonServer) -> None:
+    """Until both workers share a request. The new engine is armed as the old one was, so the first ones fail."""
+    end = time.monotonic() + BACK_S
+    workers = None
+    while workers != ("prefill_0", "decode_0") and time.monotonic() < end:
+        answer = ask_llm(server, [1, 2, 3])
+        workers = (answer.facts["prefill_worker"], answer.facts["decode_worker"]) if answer.error is None else None
+    assert workers == ("prefill_0", "decode_0")
 
 
 @pytest.mark.parametrize(
