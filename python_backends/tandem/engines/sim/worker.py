@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tandem.deployment import Faults
+from tandem.engines.counters import Counters
 from tandem.engines.sim.contents import BlockContents, name_contents
 from tandem.engines.sim.faults import Crash, is_struck
 from tandem.engines.sim.steps import LONGEST_RUN, RunningStep, begin
@@ -101,9 +102,7 @@ class SimulatedWorker:
         self._now = 0.0
         self._taken = 0
         self._events: list[EngineEvent] = []
-        self._steps = self._pulls = self._bytes_pulled = 0
-        self._prefill_steps = self._prefill_tokens = 0
-        self._pull_seconds = self._step_seconds = self._prefill_seconds = 0.0
+        self._counters = Counters()
 
     # ------------------------------------------------------------ in
 
@@ -179,14 +178,7 @@ class SimulatedWorker:
             handles_held=self.leases.held,
             handles_granted=self.leases.granted,
             handles_expired=self.leases.expired,
-            bytes_pulled=self._bytes_pulled,
-            pull_seconds=self._pull_seconds,
-            pulls=self._pulls,
-            steps=self._steps,
-            step_seconds=self._step_seconds,
-            prefill_steps=self._prefill_steps,
-            prefill_tokens=self._prefill_tokens,
-            prefill_seconds=self._prefill_seconds,
+            **vars(self._counters),
         )
 
     def take_kv_events(self) -> list[KvEvent]:
@@ -254,9 +246,7 @@ class SimulatedWorker:
 
     def _note_pull(self, held: _Held, result: PullResult) -> None:
         moved, seconds = result.bytes_moved, result.seconds + transfer_s(self._timing, _tokens_to_move(held))
-        self._pulls += 1
-        self._bytes_pulled += moved
-        self._pull_seconds += seconds
+        self._counters.pulled(moved, seconds)
         self._events.append(Pulled(request_id=held.sequence.request_id, bytes_moved=moved, seconds=seconds))
         self._scheduler.pulled(held.sequence)
         self._changed = True
@@ -281,8 +271,9 @@ class SimulatedWorker:
             return running.ends_at
         for sequence in step.sequences if running.count > 1 else ():
             sequence.token_ids += [0] * (running.count - 1)
-        self._count(step, running.ends_at - running.began, running.count)
-        self._scheduler.stepped(step, running.began, (running.ends_at - running.began) / running.count)
+        seconds = running.ends_at - running.began
+        self._counters.stepped(seconds, step.num_tokens if step.is_prefill else None, running.count)
+        self._scheduler.stepped(step, running.began, seconds / running.count)
         for sequence in step.sequences:
             held = self._in_hand[sequence.request_id]
             self._name_contents(held)
@@ -300,14 +291,6 @@ class SimulatedWorker:
         held = [s for s in step.sequences if (h := self._in_hand.get(s.request_id)) and h.sequence is s]
         left = step.left if held and held[-1] is step.sequences[-1] else 0
         return Step(step.is_prefill, held, left)
-
-    def _count(self, step: Step, seconds: float, count: int) -> None:
-        self._steps += count
-        self._step_seconds += seconds
-        if step.is_prefill:
-            self._prefill_steps += 1
-            self._prefill_tokens += step.num_tokens
-            self._prefill_seconds += seconds
 
     def _take(self, held: _Held, step: Step, count: int) -> None:
         """One sequence's new tokens, as a rule one: report them, and go on, hand over or end."""

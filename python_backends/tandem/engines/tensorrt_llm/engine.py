@@ -20,6 +20,7 @@ import msgspec
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import Engine, EventSink, LoadingSink
+from tandem.engines.counters import Counters
 from tandem.engines.tensorrt_llm.answer import Answer
 from tandem.engines.tensorrt_llm.arguments import (
     bytes_per_token,
@@ -30,7 +31,6 @@ from tandem.engines.tensorrt_llm.arguments import (
     transfer_deadline_s,
 )
 from tandem.engines.tensorrt_llm.claims import ClaimClient, ClaimServer
-from tandem.engines.tensorrt_llm.counters import Blocks, Counters
 from tandem.engines.tensorrt_llm.feeds import Feed, follow
 from tandem.engines.tensorrt_llm.handover import HandOver, agent_name
 from tandem.engines.tensorrt_llm.health import Health
@@ -39,6 +39,7 @@ from tandem.engines.tensorrt_llm.library import Library, load_library
 from tandem.engines.tensorrt_llm.names import BlockNames
 from tandem.engines.tensorrt_llm.reports import Reports
 from tandem.engines.tensorrt_llm.requests import Request, make_call, plan_request, salt_of
+from tandem.engines.tensorrt_llm.statistics import Blocks, read_step
 from tandem.engines.tensorrt_llm.tracks import Track, Tracks, check_room
 from tandem.engines.torch.checks import check_work
 from tandem.errors import ErrorCode, TandemError
@@ -389,7 +390,7 @@ class TensorRtLlmEngine:
 
     def _stepped(self, statistics: Mapping[str, Any]) -> None:
         self._health.got_on()
-        self._counters.stepped(statistics)
+        self._counters.stepped(*read_step(statistics))
         self._blocks.stepped(statistics)
         self._reports.say()
 

@@ -16,8 +16,8 @@ from functools import partial
 
 from tandem.deployment import Deployment, Worker
 from tandem.engines.base import Engine, EventSink, LoadingSink
+from tandem.engines.counters import Counters
 from tandem.engines.torch.checks import check_room, check_work
-from tandem.engines.torch.counters import Counters
 from tandem.engines.torch.handover import HandOver
 from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.pace import Pace
@@ -273,7 +273,7 @@ class TorchEngine:
             self._fail(sequence, result.error.code, result.error.message)
         else:
             del self._handles[sequence.request_id]
-            self._counters.pulled(result)
+            self._counters.pulled(result.bytes_moved, result.seconds)
             self._events.append(
                 Pulled(request_id=sequence.request_id, bytes_moved=result.bytes_moved, seconds=result.seconds)
             )
@@ -299,7 +299,7 @@ class TorchEngine:
             self._fail_all(step.sequences, error)
             return
         seconds = time.monotonic() - began
-        self._counters.stepped(step, seconds)
+        self._counters.stepped(seconds, step.num_tokens if step.is_prefill else None)
         self._scheduler.stepped(step, began, seconds)
         for sequence, choice in zip(sequences, chosen, strict=True):
             self._take(sequence, choice, step)
