@@ -102,8 +102,8 @@ class KvServer:
                 return
             time.sleep(number("TRANSFER_MS", 0) / 1000)
             if self.withdraw(request_id):
+                self._sent(request_id)  # before the other side can act on it
                 _send(connection, msgspec.msgpack.encode(kv))
-                self._sent(request_id)
         except OSError:
             pass  # the other side gave up
 

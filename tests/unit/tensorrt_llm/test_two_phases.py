@@ -111,6 +111,7 @@ async def _abort(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetching.outputs[0].finish_reason == "cancelled"
     assert fetching._sequence.fetch.kv is not None  # not before its KV had come
     await answer(llm, PROMPT[:3], max_tokens=1)
+    await until(lambda: blocks_used(llm) == 0)
 
 
 def test_an_abort_ends_what_runs_forgets_what_waits_and_waits_for_transfers(
