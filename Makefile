@@ -48,7 +48,8 @@ serve: core triton $(DEMO_MODEL)
 	@exec $(BIN)/tandem serve $(DEPLOYMENT) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
 test: dev triton $(DEMO_MODEL)
-	$(BIN)/pytest tests -n 2 --dist loadfile --durations 20
+	$(BIN)/pytest tests -m "not alone" -n 2 --dist loadfile --durations 20
+	$(BIN)/pytest tests -m alone
 
 test-gpu:
 	$(or $(PYTHON),python3) -m pytest tests/gpu --timeout 1800

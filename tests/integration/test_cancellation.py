@@ -52,7 +52,8 @@ def test_a_cancelled_grpc_stream_frees_everything(server: TritonServer) -> None:
     assert_nothing_left(server)
 
 
-def test_cancelling_takes_effect_at_once(server: TritonServer) -> None:
+@pytest.mark.alone
+def test_cancelling_takes_effect_within_two_steps(server: TritonServer) -> None:
     def decode_load() -> Load:
         with Client(server.grpc_url) as client:
             return load_of(client, "decode_0")
@@ -60,7 +61,7 @@ def test_cancelling_takes_effect_at_once(server: TritonServer) -> None:
     ask_now(server.grpc_url, "llm", LONG, leave_after=5)
     left_at = decode_load().steps
     assert_nothing_left(server)
-    assert decode_load().steps - left_at <= 10  # two from when the worker hears of it, which takes Triton some 20 ms
+    assert decode_load().steps - left_at <= 2
 
 
 def test_a_client_that_leaves_during_prefill_frees_everything(server: TritonServer) -> None:
