@@ -97,7 +97,10 @@ def ask_llm(server: TritonServer, prompt: list[int], **inputs: Any) -> Answer:
     [
         ("context", ["[engine_failed]", "CUDA out of memory", "'prefill_0@", "in prefill on prefill_0"]),
         ("transfer refused", ["[transfer_failed]", "Error in kv cache transfer", "in decode on decode_0"]),
-        ("transfer lost, unheard", ["[transfer_failed]", "3 s", "in decode on decode_0"]),
+        (
+            "transfer lost, unheard",
+            ["[transfer_failed]", "decode has not got the KV after 3 s", "in decode on decode_0"],
+        ),
         ("transfer lost", ["[transfer_failed]", "timed out", "in decode on decode_0"]),
         ("generation", ["[engine_failed]", "an illegal memory access", "'decode_0@", "in decode on decode_0"]),
     ],
