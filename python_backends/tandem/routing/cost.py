@@ -1,11 +1,13 @@
 """What it would cost to give a request to each worker, in seconds: added up over the request and those it holds up.
 
 Every function weighs all workers at once; columns have shape [workers]. So short are they that the number of operations
-is what takes time: numbers among them are floats, the greatest is found by ``argmax``, sums are made in place.
+is what takes time: numbers among them are floats, the greatest is found by ``argmax``, sums are made in place, and what
+a cost is made of is worked out only when somebody asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -38,28 +40,38 @@ class Cost(msgspec.Struct, frozen=True):
     """What a request would cost on each worker, and of what that is made up."""
 
     total: Numbers
-    parts: dict[str, Numbers]
+    find_parts: Callable[[], dict[str, Numbers]] = dict
+    """Works out ``parts``, of what was known when the cost was."""
     unit: Literal["seconds", "requests"] = "seconds"
+
+    @property
+    def parts(self) -> dict[str, Numbers]:
+        """What adds up to the total, by name."""
+        return self.find_parts()
 
 
 def prefill_cost(table: WorkerTable, request: Request, wait: Numbers, work: Numbers) -> Cost:
     """Until the first token: the prompts before it, its own uncached tokens, and room for its blocks. What it reads
     holds up those who come after it, the likelier the more workers are busy; and each block of it takes the place of
     another one, which has to be read again if it is asked for."""
-    held_up = work * table.busy_share("prefill")
-    lost = work + held_up
-    total = wait + lost
-    lost *= request.chances
-    total += lost
-    parts = {"wait": wait, "prefill": work, "held up": held_up, "lost blocks": lost}
-    taken = table.block_share * float(request.prompt_blocks)
-    taken += table.used_share
-    if taken[taken.argmax()] <= 1.0:
-        return Cost(total, parts)
-    # Blocks come free as the queue moves on: a full turn of it for all of them.
-    turn = wait + table.prefill_s * request.num_tokens
-    room = turn * np.maximum(taken - 1.0, 0.0)
-    return Cost(total + room, parts | {"room": room})
+    busy, chances, room = table.busy_share("prefill"), request.chances, None
+    total = 1.0 + chances
+    total *= work
+    total *= 1.0 + busy
+    total += wait
+    if not table.all_have_room(request.prompt_blocks):
+        # Blocks come free as the queue moves on: a full turn of it for all of them.
+        taken = table.used_share + table.block_share * float(request.prompt_blocks)
+        turn = wait + table.prefill_s * float(request.num_tokens)
+        room = turn * np.maximum(taken - 1.0, 0.0)
+        total += room
+
+    def find_parts() -> dict[str, Numbers]:
+        held_up = work * busy
+        parts = {"wait": wait, "prefill": work, "held up": held_up, "lost blocks": (work + held_up) * chances}
+        return parts if room is None else parts | {"room": room}
+
+    return Cost(total, find_parts)
 
 
 def decode_cost(table: WorkerTable, request: Request) -> Cost:
@@ -70,11 +82,11 @@ def decode_cost(table: WorkerTable, request: Request) -> Cost:
     share = np.maximum(share, table.batch_share)
     crowding = steps * share
     total = steps + crowding
-    if share[share.argmax()] <= 1.0:
-        return Cost(total, {"steps": steps, "crowding": crowding})
+    if share.item(share.argmax()) <= 1.0:
+        return Cost(total, lambda: {"steps": steps, "crowding": crowding})
     # Room comes free as running answers end: a full turn of them for all of it.
     room = steps * np.maximum(share - 1.0, 0.0)
-    return Cost(total + room, {"steps": steps, "crowding": crowding, "room": room})
+    return Cost(total + room, lambda: {"steps": steps, "crowding": crowding, "room": room})
 
 
 def generate_cost(table: WorkerTable, decode: Cost, wait: Numbers, work: Numbers) -> Cost:
@@ -84,7 +96,7 @@ def generate_cost(table: WorkerTable, decode: Cost, wait: Numbers, work: Numbers
     total = decode.total + wait
     total += work
     total += stall
-    return Cost(total, {"wait": wait, "prefill": work, "stall": stall} | decode.parts)
+    return Cost(total, lambda: {"wait": wait, "prefill": work, "stall": stall} | decode.parts)
 
 
 class Costs:
@@ -93,7 +105,8 @@ class Costs:
     def __init__(self, table: WorkerTable, request: Request) -> None:
         self.request = request
         self._table = table
-        self._wait, self._work = table.wait_s.copy(), table.prefill_s * request.uncached
+        self.wait, self.work = table.wait_s.copy(), table.prefill_s * request.uncached
+        """For the prompts before this one, and for this one."""
         self._known: dict[Task, Cost] = {}
 
     def of(self, task: Task) -> Cost:
@@ -101,10 +114,10 @@ class Costs:
         cost = self._known.get(task)
         if cost is None:
             if task == "prefill":
-                cost = prefill_cost(self._table, self.request, self._wait, self._work)
+                cost = prefill_cost(self._table, self.request, self.wait, self.work)
             elif task == "decode":
                 cost = decode_cost(self._table, self.request)
             else:
-                cost = generate_cost(self._table, self.of("decode"), self._wait, self._work)
+                cost = generate_cost(self._table, self.of("decode"), self.wait, self.work)
             self._known[task] = cost
         return cost

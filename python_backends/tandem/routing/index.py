@@ -143,12 +143,15 @@ class PrefixIndex:
             return
         known, expected = worker.blocks, worker.expected
         age_s = 0.0
-        if held and (last := hashes[held - 1]) in known:
-            age_s, known[last] = now - known[last], now
+        if held and (used := known.get(last := hashes[held - 1])) is not None:
+            age_s, known[last] = now - used, now
         self._reuse.placed(len(hashes), held, age_s)
-        new = [name for name in hashes[held:] if name not in known]
-        expected.update(zip(new, repeat(until), strict=False))
-        self._mark(worker, new)
+        holders, bit, new = self._holders, worker.bit, []
+        for name in hashes[held:]:
+            others = holders.get(name, 0)
+            if not (others & bit and name in known):
+                holders[name], expected[name] = others | bit, until
+                new.append(name)
         self._expectations.append((until, place, worker.epoch, new))
 
     def expire(self, now: float) -> None:
@@ -158,7 +161,7 @@ class PrefixIndex:
         while expectations and expectations[0][0] <= now:
             _, place, epoch, hashes = expectations.popleft()
             worker = self._workers[place]
-            if epoch == worker.epoch:
+            if epoch == worker.epoch and worker.expected:
                 over = [name for name in hashes if worker.expected.get(name, now + 1) <= now]
                 for name in over:
                     del worker.expected[name]

@@ -18,7 +18,7 @@ from tandem.routing.index import PrefixIndex
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
 from tandem.routing.room import Room, find_room
-from tandem.routing.table import Numbers, Places, WorkerTable
+from tandem.routing.table import NOBODY, Numbers, Places, WorkerTable
 from tandem.routing.worker import Booking
 
 EXPECTED_S = 30.0
@@ -172,7 +172,7 @@ class Router:
         self._index.expire(now)
         table, request = self._table, self._request(hashes, num_tokens, max_tokens)
         costs = Costs(table, request)
-        avoided = frozenset(self._places[name] for name in avoid if name in self._places)
+        avoided = frozenset(self._places[name] for name in avoid if name in self._places) if avoid else NOBODY
         bar = table.paired_bar(avoided)
         if bar is None:
             return self._stand_in(costs, hashes, stand_in, avoided)
@@ -194,14 +194,16 @@ class Router:
         if plan.verdict.way == "whole":
             assert plan.whole is not None
             place, prefill = plan.whole.place, None
-            decode = self._table.book(place, int(request.uncached[place]), request.all_blocks)
+            uncached = int(request.uncached.item(place))
+            decode = self._table.book(place, uncached, request.all_blocks)
         else:
             assert plan.prefill is not None
             assert plan.decode is not None
             place = plan.prefill.place
-            prefill = self._table.book(place, int(request.uncached[place]), request.prompt_blocks)
+            uncached = int(request.uncached.item(place))
+            prefill = self._table.book(place, uncached, request.prompt_blocks)
             decode = self._table.book(plan.decode.place, 0, request.all_blocks)
-        held = (request.num_tokens - int(request.uncached[place])) // self._block_size
+        held = (request.num_tokens - uncached) // self._block_size
         self._index.give(place, plan.hashes, held, now, now + EXPECTED_S)
         return Route(prefill, decode)
 
@@ -250,17 +252,20 @@ class Router:
     # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
 
     def _split(self, costs: Costs, prefill: Choice, decode: Choice) -> Split:
-        pull_s = float(self._table.pull_s[decode.cheapest])
+        pull_s = self._table.pull_s.item(decode.cheapest)
         return Split(
-            prefill_s=float(costs.of("prefill").total[prefill.cheapest]),
+            prefill_s=costs.of("prefill").total.item(prefill.cheapest),
             transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,
-            decode_s=float(costs.of("decode").total[decode.cheapest]),
+            decode_s=costs.of("decode").total.item(decode.cheapest),
         )
 
     def _whole(self, costs: Costs, whole: Choice | None) -> Whole | None:
         if whole is None:
             return None
-        cost, place = costs.of("generate"), whole.cheapest
-        prefill_s = float(cost.parts["wait"][place] + cost.parts["prefill"][place])
-        stall_s = float(cost.parts["stall"][place])
-        return Whole(prefill_s=prefill_s, stall_s=stall_s, decode_s=float(cost.total[place]) - prefill_s - stall_s)
+        place = whole.cheapest
+        work_s = costs.work.item(place)
+        return Whole(
+            prefill_s=costs.wait.item(place) + work_s,
+            stall_s=work_s * self._table.stalled.item(place),
+            decode_s=costs.of("decode").total.item(place),
+        )

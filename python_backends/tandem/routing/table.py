@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -66,6 +65,10 @@ class WorkerTable:
         self._paired: Flags = np.zeros((0, 0), np.bool_)
         self._bars: dict[object, Numbers | None] = {}
         """Worked out since somebody joined, left or was paired."""
+        self._busy: list[bool] = []
+        """By place: whether it has anything in hand."""
+        self._busy_shares: dict[StageName, float] = {}
+        """Worked out since any of these changed, or who takes new work."""
         for column in _COLUMNS:
             setattr(self, column, np.zeros(0, np.float64))
 
@@ -89,13 +92,14 @@ class WorkerTable:
         self.names = [*self.names[:place], name, *self.names[place + 1 :]]
         self._roles[place] = role
         self._workers[place] = WorkerState(self._typical, partial(self._write, place))
-        self._bars.clear()
+        self._forget_answers()
 
     def _grow(self) -> int:
         """One more place; returns it."""
         place = len(self.names)
         self.names = [*self.names, ""]
         self._roles.append(None)
+        self._busy.append(False)
         self._usable = np.append(self._usable, False)
         self._paired = np.pad(self._paired, (0, 1))
         for column in _COLUMNS:
@@ -106,7 +110,7 @@ class WorkerTable:
     def join(self, place: int, largest_batch: int, load: Load) -> None:
         """A worker is there, with a new engine."""
         self._usable[place] = True
-        self._bars.clear()
+        self._forget_answers()
         self._workers[place].begin(largest_batch, load)
         self._write_speeds(place)
 
@@ -119,17 +123,22 @@ class WorkerTable:
     def drain(self, place: int) -> None:
         """A worker takes no new work from now on, until it joins anew."""
         self._usable[place] = False
-        self._bars.clear()
+        self._forget_answers()
 
     def resume(self, place: int) -> None:
         """A worker that was drained takes new work again."""
         self._usable[place] = True
-        self._bars.clear()
+        self._forget_answers()
 
     def pair(self, one: int, other: int) -> None:
         """KV can move between these two from now on."""
         self._paired[one, other] = self._paired[other, one] = True
+        self._forget_answers()
+
+    def _forget_answers(self) -> None:
+        """Others take new work than before."""
         self._bars.clear()
+        self._busy_shares.clear()
 
     def deployed(self, stage: StageName) -> list[str]:
         """The names of a stage's workers, whether they are there or not."""
@@ -138,16 +147,16 @@ class WorkerTable:
     def bar(self, stage: StageName, partner: int | None = None, avoid: Places = NOBODY) -> Numbers | None:
         """Who of a stage takes new work: 0 for those, infinite for all others; None if there is nobody. With
         ``partner`` only those that are paired with it; none of ``avoid``."""
-        return self._bar((stage, partner, avoid), lambda: self._usable_in(stage, partner, avoid))
+        key = (stage, partner, avoid)
+        if key not in self._bars:
+            self._bars[key] = _bar_of(self._usable_in(stage, partner, avoid))
+        return self._bars[key]
 
     def paired_bar(self, avoid: Places = NOBODY) -> Numbers | None:
         """Likewise the prefill workers that are paired with a decode worker which takes new work."""
-        return self._bar(("paired", avoid), lambda: self._usable_pairs(avoid))
-
-    def _bar(self, key: object, find: Callable[[], Flags]) -> Numbers | None:
+        key = ("paired", avoid)
         if key not in self._bars:
-            flags = find()
-            self._bars[key] = np.where(flags, 0.0, np.inf) if flags.any() else None
+            self._bars[key] = _bar_of(self._usable_pairs(avoid))
         return self._bars[key]
 
     def _usable_in(self, stage: StageName, partner: int | None, avoid: Places) -> Flags:
@@ -164,9 +173,17 @@ class WorkerTable:
 
     def busy_share(self, stage: StageName) -> float:
         """Of a stage's workers that take new work, those that have some in hand."""
-        if (bar := self.bar(stage)) is None:
-            return 0.0
-        return int(np.count_nonzero(self.in_hand > bar)) / (len(bar) - int(np.count_nonzero(bar)))
+        if stage not in self._busy_shares:
+            bar, share = self.bar(stage), 0.0
+            if bar is not None:
+                share = int(np.count_nonzero(self.in_hand > bar)) / (len(bar) - int(np.count_nonzero(bar)))
+            self._busy_shares[stage] = share
+        return self._busy_shares[stage]
+
+    def all_have_room(self, blocks: int) -> bool:
+        """Whether there is room for so many KV blocks more, whoever gets them; no, where that is nearly untrue."""
+        used, share = self.used_share, self.block_share
+        return used.item(used.argmax()) + blocks * share.item(share.argmax()) <= 1.0
 
     @property
     def has_measured_prefill(self) -> bool:
@@ -191,6 +208,9 @@ class WorkerTable:
         if worker is not self._workers[place]:
             return  # removed since
         requests, blocks = worker.requests, worker.blocks_total
+        if (busy := requests > 0) is not self._busy[place]:
+            self._busy[place] = busy
+            self._busy_shares.clear()
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
         self.in_hand[place], self.stalled[place] = requests, requests or 1
@@ -202,3 +222,8 @@ class WorkerTable:
         self.prefill_s[place], self.pull_s[place] = worker.prefill_s, worker.pull_s
         self.prefill_step_s[place] = worker.prefill_step_s
         self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0
+
+
+def _bar_of(flags: Flags) -> Numbers | None:
+    """0 where a flag is set, infinite elsewhere; None if none is."""
+    return np.where(flags, 0.0, np.inf) if flags.any() else None

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from random import Random
 
-import numpy as np
-
 from tandem.routing.policies.base import Candidates, Choice
-from tandem.routing.table import Numbers
 
 
 class KvPolicy:
@@ -29,27 +26,15 @@ class KvPolicy:
         cost = candidates.costs.of(candidates.task)
         total = cost.total + candidates.bar
         best = int(total.argmin())
-        limit = (1.0 + self._spread) * float(total[best])
-        if not _has_second(total, best, limit):
-            return Choice(best, "least cost", cost, candidates.bar, best)
-        near = total <= limit
-        if candidates.task != "decode":  # never give up a cache hit for the sake of chance
-            uncached = candidates.costs.request.uncached
-            near &= uncached <= uncached[best]
-        places = near.nonzero()[0]
+        places = (total <= (1.0 + self._spread) * total.item(best)).nonzero()[0]
+        if len(places) > 1 and candidates.task != "decode":  # never give up a cache hit for the sake of chance
+            uncached = candidates.costs.request.uncached[places]
+            places = places[uncached <= candidates.costs.request.uncached.item(best)]
         count = len(places)
         if count == 1:
             return Choice(best, "least cost", cost, candidates.bar, best)
         # The cheaper of two: all have a chance, the cheaper the better, and it takes no sums over all of them.
         draw = self._random.random
-        one, other = int(places[int(count * draw())]), int(places[int(count * draw())])
-        place = one if total[one] <= total[other] else other
+        one, other = places.item(int(count * draw())), places.item(int(count * draw()))
+        place = one if total.item(one) <= total.item(other) else other
         return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar, best)
-
-
-def _has_second(total: Numbers, best: int, limit: float) -> bool:
-    """Whether any but ``best`` costs no more than ``limit``."""
-    least, total[best] = total[best], np.inf
-    second = float(total[total.argmin()])
-    total[best] = least
-    return second <= limit

@@ -20,4 +20,4 @@ class LeastLoadedPolicy:
         places = candidates.places()
         fewest = min(in_hand[p] for p in places)
         place = self._random.choice([p for p in places if in_hand[p] == fewest])
-        return Choice(place, "fewest requests in hand", Cost(in_hand, {}, "requests"), candidates.bar, place)
+        return Choice(place, "fewest requests in hand", Cost(in_hand, unit="requests"), candidates.bar, place)

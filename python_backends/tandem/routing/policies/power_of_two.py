@@ -21,4 +21,4 @@ class PowerOfTwoPolicy:
         drawn = self._random.sample(places, min(2, len(places)))
         place = min(drawn, key=lambda p: in_hand[p])
         names = " and ".join(candidates.table.names[p] for p in drawn)
-        return Choice(place, f"fewest requests of {names}", Cost(in_hand, {}, "requests"), candidates.bar, place)
+        return Choice(place, f"fewest requests of {names}", Cost(in_hand, unit="requests"), candidates.bar, place)

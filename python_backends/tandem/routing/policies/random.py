@@ -20,4 +20,4 @@ class RandomPolicy:
         in_hand = candidates.table.in_hand.copy()
         place = self._random.choice(places)
         reason = f"drawn among {len(places)}"
-        return Choice(place, reason, Cost(in_hand, {}, "requests"), candidates.bar, place)
+        return Choice(place, reason, Cost(in_hand, unit="requests"), candidates.bar, place)

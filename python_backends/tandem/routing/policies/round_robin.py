@@ -22,4 +22,4 @@ class RoundRobinPolicy:
         last = self._last[task] if task in self._last else self._random.choice(places)
         place = self._last[task] = next((p for p in places if p > last), places[0])
         in_hand = candidates.table.in_hand.copy()
-        return Choice(place, "its turn", Cost(in_hand, {}, "requests"), candidates.bar, place)
+        return Choice(place, "its turn", Cost(in_hand, unit="requests"), candidates.bar, place)
