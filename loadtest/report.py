@@ -6,6 +6,7 @@ Reads what they left in ``.tandem``; every table names the command that measures
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,7 +339,8 @@ def main(
     ]
     for name, kind, section in OTHERS:
         if (file := home / name).is_file():
-            sections.append(section(msgspec.json.decode(file.read_bytes(), type=kind)))
+            found = msgspec.json.decode(file.read_bytes(), type=kind, dec_hook=lambda _, counts: Counter(counts))
+            sections.append(section(found))
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
