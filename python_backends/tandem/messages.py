@@ -14,7 +14,7 @@ import msgspec
 
 from tandem.errors import ErrorCode
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Of lanes and of what workers say of themselves; those that differ refuse each other when they meet."""
 
 StageName = Literal["prefill", "decode"]
@@ -25,6 +25,8 @@ Feature = Literal["lora", "guided_decoding"]
 """What some engines can do and others cannot; ``tandem.engines.torch.checks`` names the fields that ask for it."""
 GuideKind = Literal["json", "json_schema", "regex", "ebnf_grammar", "structural_tag"]
 """As Triton's TensorRT-LLM models call them. ``json``: any JSON, and no text comes with it."""
+DEFAULT_PRIORITY = 5
+"""Of 1, which is served first, to 9."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type"):
@@ -91,6 +93,8 @@ class Work(Message, frozen=True, kw_only=True):
     stopping: Stopping
     traceparent: str = ""
     """Of W3C: the span that the work belongs to; empty: none."""
+    priority: int = DEFAULT_PRIORITY
+    """Who has a higher number gives up KV blocks first."""
 
 
 class Prefill(Work, tag="prefill", frozen=True, kw_only=True):
@@ -152,6 +156,12 @@ class Pulled(Message, tag="pulled", frozen=True, kw_only=True):
     seconds: float
 
 
+class Preempted(Message, tag="preempted", frozen=True, kw_only=True):
+    """Its KV has given way to that of others; once there is room it is computed anew, and the answer goes on."""
+
+    request_id: str
+
+
 class Finished(Message, tag="finished", frozen=True, kw_only=True):
     request_id: str
     reason: FinishReason
@@ -168,7 +178,7 @@ class Failed(Message, tag="failed", frozen=True, kw_only=True):
     message: str
 
 
-EngineEvent = Tokens | Prefilled | Pulled | Finished | Failed
+EngineEvent = Tokens | Prefilled | Pulled | Preempted | Finished | Failed
 
 
 # ---------------------------------------------------------------- what a worker's prefix cache holds
@@ -230,8 +240,12 @@ class Load(Message, frozen=True, kw_only=True):
     blocks_total: int = 0
     blocks_used: int = 0
     """Held for requests and handles."""
+    blocks_wanted: int = 0
+    """What those requests may come to take beyond these, with their longest answers."""
     blocks_cached: int = 0
     """Held by nobody, and kept for reuse until there is need of room."""
+    preemptions: int = 0
+    """Times that a request's KV gave way to that of others, to be computed anew."""
     handles_held: int = 0
     handles_granted: int = 0
     handles_expired: int = 0

@@ -17,7 +17,7 @@ from tandem.api.ask import Ask, check_ids, resolve_stopping
 from tandem.api.responder import Responder
 from tandem.deployment import Limits
 from tandem.errors import TandemError
-from tandem.messages import EngineEvent, Finished, FinishReason, Prefilled, Pulled, Tokens
+from tandem.messages import EngineEvent, Finished, FinishReason, Preempted, Prefilled, Pulled, Tokens
 from tandem.orchestrator.admission import Demand, Ticket
 from tandem.orchestrator.answer_builder import AnswerBuilder
 from tandem.orchestrator.attempt import Attempt, Deadlines, Wanted
@@ -147,7 +147,8 @@ class Journey:
         stopping = resolve_stopping(
             self.ask, len(prompt), max_model_len, self._limits.default_max_tokens, self._codec.eos_token_ids
         )
-        self._wanted = Wanted(prompt, self.ask.sampling, stopping, self.ask.tenant, self._record.traceparent)
+        ask, traceparent = self.ask, self._record.traceparent
+        self._wanted = Wanted(prompt, ask.sampling, stopping, ask.tenant, traceparent, ask.priority)
         self._answer = AnswerBuilder(self._codec, self.ask.stop_words, stopping)
         self._note(num_input_tokens=len(prompt))
 
@@ -287,6 +288,8 @@ class Journey:
                     self._enter("decode")
                     moved, took_ms = self._facts.kv_bytes, self._facts.kv_transfer_ms
                     self._note(kv_bytes=moved + event.bytes_moved, kv_transfer_ms=took_ms + 1e3 * event.seconds)
+                case Preempted():
+                    self._record.note("waits for KV blocks", attempt.holder(event), "preempted")
                 case Prefilled():
                     self._timings.was_queued(event.queue_s)
                     self._note_cached(event.cached_tokens)
