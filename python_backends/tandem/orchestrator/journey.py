@@ -162,7 +162,7 @@ class Journey:
             tenant=self.ask.tenant,
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
-            blocks=-(-(len(prompt) + max_tokens) // self._fleet.block_size),
+            blocks=self._fleet.blocks_for(len(prompt), max_tokens),
         )
         time_left_s = self._timeout_s - self._timings.total
         self._ticket = self._gate.enter(
@@ -357,6 +357,8 @@ class Journey:
         seconds = self._timings.total
         tokens = self._facts.num_input_tokens, self._facts.num_cached_tokens, len(self._token_ids)
         self._metrics.finished(reason, *tokens, seconds)
+        if self._wanted is not None:
+            self._fleet.answered(self._wanted.stopping.max_tokens, len(self._token_ids))
         self._record.end(self._facts, seconds)
 
     def _end_interrupted(self) -> None:

@@ -57,10 +57,12 @@ class StageMetrics:
         self._gauges: list[Gauge] = []
         self._queued = self._gauge("tandem_queue_length", "Requests that wait in the worker")
         self._running = self._gauge("tandem_running_requests", "Requests in the engine's batch")
-        self._preemptions = self._counter("tandem_preemptions", "Times that a request gave up its KV to others")
         self._used = self._gauge("tandem_kv_blocks_used", "KV blocks held for requests and handles")
         self._cached = self._gauge("tandem_kv_blocks_cached", "KV blocks that nobody holds, kept for reuse")
         self._free = self._gauge("tandem_kv_blocks_free", "KV blocks with nothing in them")
+        self._preempted = self._counter(
+            "tandem_preemptions", "Times that KV gave way to that of others"
+        )
         self._held = self._gauge("tandem_kv_handles_held", "KV handles under a lease")
         self._granted = self._counter("tandem_kv_handles_granted", "KV handles given out")
         self._expired = self._counter("tandem_kv_handles_expired", "KV handles whose lease ran out")
@@ -102,7 +104,7 @@ class StageMetrics:
         self._unread.set(load.queued_tokens)
         self._granted.inc(max(0, load.handles_granted - last.handles_granted))
         self._expired.inc(max(0, load.handles_expired - last.handles_expired))
-        self._preemptions.inc(max(0, load.preemptions - last.preemptions))
+        self._preempted.inc(max(0, load.preemptions - last.preemptions))
         self._read.inc(max(0, load.prefill_tokens - last.prefill_tokens))
         self._steps.inc(max(0, load.steps - last.steps))
         self._busy.inc(max(0.0, load.step_seconds - last.step_seconds))
