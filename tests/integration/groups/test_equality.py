@@ -96,6 +96,23 @@ def test_all_sizes_to_all_sizes(engines: dict[str, RunningEngine]) -> None:
     assert_equal_everywhere(engines, make_work(300, [1, 3, 4, 33, 120], max_tokens=10))
 
 
+def test_ranks_stay_in_step_when_requests_give_up_their_kv(
+    engines: dict[str, RunningEngine], random_model: Path, tmp_path: Path
+) -> None:
+    """Of 101 blocks six answers want 43 each. What gave way is read anew by all ranks, also after a hand-over."""
+    work = make_work(300, [20] * 6, max_tokens=150)
+    expected = [tokens_of(events) for events in engines["tp1"].run(list(work))]
+    mpi = "mpich"  # which moves the orders makes no difference to them
+    with run_engines(random_model, {"tight": PARTITIONS["tp2"]}, mpi, tmp_path, Kv(block_size=BLOCK), "152KiB") as own:
+        tight = own["tight"]
+        for one, other in itertools.permutations((engines["tp4"], tight)):
+            one.pair(other)
+        assert [tokens_of(events) for events in tight.run(list(work))] == expected
+        alone = tight.load.preemptions
+        assert [tokens_of(events) for events in hand_over(engines["tp4"], tight, work)] == expected
+        assert tight.until_idle().preemptions > alone > 0
+
+
 @pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
 def test_the_demo_model_on_one_and_three_ranks(mpi: str, tmp_path: Path) -> None:
     """With prefix caches: from the second time on, prompts are there already."""
