@@ -60,9 +60,7 @@ class StageMetrics:
         self._used = self._gauge("tandem_kv_blocks_used", "KV blocks held for requests and handles")
         self._cached = self._gauge("tandem_kv_blocks_cached", "KV blocks that nobody holds, kept for reuse")
         self._free = self._gauge("tandem_kv_blocks_free", "KV blocks with nothing in them")
-        self._preempted = self._counter(
-            "tandem_preemptions", "Times that KV gave way to that of others"
-        )
+        self._preempted = self._counter("tandem_preemptions", "Times that KV gave way to that of others")
         self._held = self._gauge("tandem_kv_handles_held", "KV handles under a lease")
         self._granted = self._counter("tandem_kv_handles_granted", "KV handles given out")
         self._expired = self._counter("tandem_kv_handles_expired", "KV handles whose lease ran out")
