@@ -17,7 +17,7 @@ class Limits(Section, frozen=True, kw_only=True):
     max_tokens_in_flight: PositiveInt | None = None
     """Likewise tokens, of prompts and longest answers."""
     kv_share: PositiveFloat = 1.0
-    """Of decode workers' KV blocks, what requests may need with their longest answers; above 1 bets on short ones."""
+    """Of decode workers' KV blocks, what requests may need with answers like those of late; above 1 bets on shorter."""
     max_queue_s: PositiveFloat = 30.0
     """Most time that a request waits before any work; one that is expected to wait longer is refused at once."""
     max_waiting: PositiveInt = 2048

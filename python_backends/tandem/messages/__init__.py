@@ -23,7 +23,7 @@ unless the name says otherwise, and always durations: no clock is compared betwe
 from tandem.messages.base import PROTOCOL_VERSION, FinishReason, Message, Role, StageName, decoder, does, encode
 from tandem.messages.confirmation import Confirm, Confirmed, NotConfirmed, TransferNote
 from tandem.messages.engine import EngineCommand, EngineError, EngineReport, Events, Loading, Ready, Start, Stop
-from tandem.messages.events import EngineEvent, Failed, Finished, Prefilled, Pulled, TokenLogprob, Tokens
+from tandem.messages.events import EngineEvent, Failed, Finished, Preempted, Prefilled, Pulled, TokenLogprob, Tokens
 from tandem.messages.group import Orders, PullOrder, ReadEnded, Row, StepPlan
 from tandem.messages.handle import HeldBlocks, HeldByLibrary, KvHandle
 from tandem.messages.heartbeat import Heartbeat
@@ -46,10 +46,11 @@ from tandem.messages.lane import (
 from tandem.messages.load import Load, TierLoad
 from tandem.messages.prefix_cache import BlocksRemoved, BlocksStored, KvEvent, KvReport
 from tandem.messages.request import Guide, GuideKind, Sampling, Stopping
-from tandem.messages.work import AnyWork, Decode, Generate, Prefill, Work
+from tandem.messages.work import DEFAULT_PRIORITY, AnyWork, Decode, Generate, Prefill, Work
 from tandem.messages.worker import Feature, KvFormat, LibraryTransfer, Partition, SharedMemory, TransferInfo, WorkerInfo
 
 __all__ = [
+    "DEFAULT_PRIORITY",
     "PROTOCOL_VERSION",
     "AnyWork",
     "BlocksRemoved",
@@ -93,6 +94,7 @@ __all__ = [
     "Partition",
     "Poll",
     "PollReply",
+    "Preempted",
     "Prefill",
     "Prefilled",
     "PullOrder",

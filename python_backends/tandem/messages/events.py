@@ -45,6 +45,12 @@ class Pulled(Message, tag="pulled", frozen=True, kw_only=True):
     seconds: float
 
 
+class Preempted(Message, tag="preempted", frozen=True, kw_only=True):
+    """Its KV has given way to that of others; once there is room it is computed anew, and the answer goes on."""
+
+    request_id: str
+
+
 class Finished(Message, tag="finished", frozen=True, kw_only=True):
     request_id: str
     reason: FinishReason
@@ -61,4 +67,4 @@ class Failed(Message, tag="failed", frozen=True, kw_only=True):
     message: str
 
 
-EngineEvent = Tokens | Prefilled | Pulled | Finished | Failed
+EngineEvent = Tokens | Prefilled | Pulled | Preempted | Finished | Failed

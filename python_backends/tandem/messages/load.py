@@ -35,8 +35,12 @@ class Load(Message, frozen=True, kw_only=True):
     blocks_total: int = 0
     blocks_used: int = 0
     """Held for requests and handles."""
+    blocks_wanted: int = 0
+    """What those requests may come to take beyond these, with their longest answers."""
     blocks_cached: int = 0
     """Held by nobody, and kept for reuse until there is need of room."""
+    preemptions: int = 0
+    """Times that a request's KV gave way to that of others, to be computed anew."""
     handles_held: int = 0
     handles_granted: int = 0
     handles_expired: int = 0

@@ -5,6 +5,9 @@ from __future__ import annotations
 from tandem.messages.base import Message
 from tandem.messages.request import Sampling, Stopping
 
+DEFAULT_PRIORITY = 5
+"""Of 1, which is served first, to 9."""
+
 
 class Work(Message, frozen=True, kw_only=True):
     """One request as an engine sees it: prompt and the answer so far, both as token ids."""
@@ -19,6 +22,8 @@ class Work(Message, frozen=True, kw_only=True):
     stopping: Stopping
     traceparent: str = ""
     """Of W3C: the span that the work belongs to; empty: none."""
+    priority: int = DEFAULT_PRIORITY
+    """Who has a higher number gives up KV blocks first."""
 
 
 class Prefill(Work, tag="prefill", frozen=True, kw_only=True):
