@@ -8,8 +8,10 @@ HTTP_PORT    ?= 8000
 GRPC_PORT    ?= 8001
 METRICS_PORT ?= 8002
 HOST         ?= http://127.0.0.1:8000
-# Options of a load test: make replay LOAD="--rounds 5"; of locust: make locust LOCUST="--headless -u 20 -t 60s"
+# Options of a load test: make replay LOAD="--rounds 5"; of locust: make locust LOCUST="--headless -u 20 -t 60s"; of the
+# test in containers: make compose-test COMPOSE="--load-report docs/load_report.html"
 LOAD         ?=
+COMPOSE      ?=
 LOCUST       ?= --web-host 127.0.0.1
 MINUTES      ?= 30
 
@@ -55,7 +57,7 @@ test-gpu:
 	$(or $(PYTHON),python3) -m pytest tests/gpu --timeout 1800
 
 compose-test: dev triton
-	$(BIN)/python -m tests.compose
+	$(BIN)/python -m tests.compose $(COMPOSE)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from live.load_plots import plots
 from live.load_report import LoadReport, Round, Settings, figures_of, outcomes, within
 from live.record import Record
 from live.record_file import read_records
-from live.resources import Processes, Sample, Watch
+from live.resources import Processes, Watch
 from live.stats import Slo, figures
 from rich.console import Console
 from rich.table import Table
@@ -46,20 +46,20 @@ class Target:
     name: str
     http_url: str
     grpc_url: str
-    pid: int | None
-    """Of a server on this machine that was started here."""
+    pids: Sequence[int]
+    """Processes on this machine that are watched, with all below them."""
 
 
 @contextmanager
-def target(deployment: Path, http_url: str, grpc_url: str, console: Console) -> Iterator[Target]:
+def target(deployment: Path, there: Target | None, console: Console) -> Iterator[Target]:
     """A server that is there, or one of the deployment's, which ends with the block."""
-    if http_url:
-        yield Target(http_url, http_url, grpc_url, None)
+    if there is not None:
+        yield there
         return
     found = override(load_deployment(deployment), http_port=0, grpc_port=0, metrics_port=0)
     with console.status("starting the server") as status, TritonServer(found, progress=status.update) as server:
         status.stop()
-        yield Target(found.name, server.http_url, server.grpc_url, server.pid)
+        yield Target(found.name, server.http_url, server.grpc_url, [server.pid])
 
 
 def run_users(settings: Settings, at: Target, seconds: float, records: Path) -> list[Record]:
@@ -85,13 +85,8 @@ def run_round(settings: Settings, at: Target, directory: Path) -> Round:
     """One round, watched."""
     records_file = directory / "records.jsonl"
     records_file.unlink(missing_ok=True)
-    resources: dict[str, list[Sample]] = {}
-    if at.pid is None:
+    with Watch(Processes(*at.pids)) as watch:
         found = run_users(settings, at, settings.seconds, records_file)
-    else:
-        with Watch(Processes(at.pid)) as watch:
-            found = run_users(settings, at, settings.seconds, records_file)
-        resources = dict(watch.samples)
     records = within(found, settings.seconds)
     if not records:
         raise SystemExit("no request was sent in a round: longer rounds (--seconds) or more users are needed")
@@ -101,7 +96,7 @@ def run_round(settings: Settings, at: Target, directory: Path) -> Round:
         figures=figures(records, settings.slo, length),
         kinds={kind: figures([r for r in records if r.kind == kind], settings.slo, length) for kind in kinds},
         ttft=[record.ttft for record in records if record.ttft is not None],
-        resources=resources,
+        resources=dict(watch.samples),
     )
 
 
@@ -128,6 +123,8 @@ def main(
     deployment: Annotated[Path, typer.Option(help="What to serve.")] = ROOT / "deployments" / "local.toml",
     http_url: Annotated[str, typer.Option(help="A server that runs, in place of one of our own.")] = "",
     grpc_url: Annotated[str, typer.Option(help="The same server's host:port, for --protocol grpc.")] = "",
+    pid: Annotated[list[int] | None, typer.Option(help="Its processes, as far as they are on this machine.")] = None,
+    name: Annotated[str, typer.Option(help="What it is called in the report.  [default: its address]")] = "",
     rounds: Annotated[int, typer.Option(help="After one that warms up; 4 or more tell differences.")] = 5,
     seconds: Annotated[float, typer.Option(help="Of a round.")] = 30.0,
     users: Annotated[int, typer.Option(help="At once.")] = 12,
@@ -141,7 +138,8 @@ def main(
     """Measure, print, write."""
     console = Console(width=max(110, Console().width))
     slo = Slo(1e-3 * slo_ttft_ms, 1e-3 * slo_inter_token_ms)
-    with target(deployment, http_url, grpc_url, console) as at, tempfile.TemporaryDirectory() as directory:
+    there = Target(name or http_url, http_url, grpc_url, pid or []) if http_url else None
+    with target(deployment, there, console) as at, tempfile.TemporaryDirectory() as directory:
         settings = Settings(
             deployment=at.name,
             protocol=protocol,

@@ -1,30 +1,39 @@
 """The measured figures of the README: ``python loadtest/report.py`` writes them between its ``figures`` marks.
 
-Reads what they left in ``.tandem``: ``bench.json`` (``make bench``), ``perf/perf.json`` (``make perf``), ``soak.json``
-(``python loadtest/soak.py``) and ``simulation.json`` (``make simulate``). A table without its file is left out.
+Reads what they left in ``.tandem``; every table names the command that measures it, and is left out without its file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from engine_bench import EngineBenchReport
 from group_bench import GroupBenchReport
+from interference import InterferenceReport
 from kv_bench import KvBenchReport, KvBenchRow
+from live.replay_report import REFERENCE_MS, ReplayReport
+from live.rounds import FigureFile
 from memory import OUTLOOK
+from overload import Phase, percentile
 from perf import OUTPUT_TOKENS, Row
+from router_bench import RouterBenchReport
 from simulate import Run
 from soak import Round
 from stack_bench import StackBenchReport
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+OVERHEAD_ROWS = ("request p50", "requests/s", "tokens/s")
+"""What of the many figures of an overhead run is shown: these beginnings, and the CPU seconds of all processes."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +206,123 @@ def simulation_section(runs: list[Run]) -> str:
     return f"**Routing on the simulated clock**, `kv` / `round_robin` (`make simulate`)\n\n{table(head, rows)}"
 
 
+def router_section(report: RouterBenchReport) -> str:
+    """Decisions and block events a second."""
+    rows = [
+        (f"{r.workers}", f"{r.decisions_per_s:,.0f}", f"{r.decision_us:.0f}", f"{r.events_per_s:,.0f}")
+        for r in report.rows
+    ]
+    title = (
+        f"**The router alone** on one core, policy `{report.policy}`, {report.blocks:,} blocks indexed "
+        "(`make bench-router`)"
+    )
+    return f"{title}\n\n{table(('workers', 'decisions/s', 'µs each', 'block events/s'), rows)}"
+
+
+def replay_section(report: ReplayReport) -> str:
+    """Policies on a live server with simulated workers."""
+    settings = report.settings
+    title = (
+        f"**The conversation trace in real time**, {settings.requests} requests {settings.speed:g} times as fast on "
+        f"{settings.prefill_workers} + {settings.decode_workers} live workers with engine `sim`; reference: "
+        f"{report.reference} (`make replay`)"
+    )
+    head = "policy", "TTFT mean, ms", "p99", "reference mean", "p99", "inter-token p99, ms", "hits", "balance", "failed"
+    rows = []
+    for policy in report.policies:
+        reference = [f"{value:,.0f}" for value in REFERENCE_MS.get(policy.name, ())] or ["", ""]
+        rows.append(
+            (
+                f"`{policy.name}`",
+                f"{policy.median('TTFT mean'):,.0f}",
+                f"{policy.median('TTFT p99'):,.0f}",
+                *reference,
+                f"{policy.median('inter-token p99'):.0f}",
+                f"{policy.median('hit rate'):.3f}",
+                f"{policy.median('balance'):.2f}",
+                f"{policy.median('failed'):.0f}",
+            )
+        )
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def overhead_section(report: FigureFile) -> str:
+    """The path of a request where engines take no time."""
+    title = (
+        "**The path alone**: one prefill and one decode worker whose engines take no time, over HTTP; reference: "
+        "Dynamo 1.6.1 with its mocker, on a machine of two cores too (`make overhead`)"
+    )
+    rows = [
+        (
+            f"{f.name}, {f.unit}",
+            f"{f.median:,.1f}",
+            f"{f.spread:,.1f}",
+            "" if f.reference is None else f"{f.reference:,.0f}",
+        )
+        for f in report.figures
+        if f.name.startswith(OVERHEAD_ROWS) or f.name.endswith(", all")
+    ]
+    return f"{title}\n\n{table(('', 'median', '± spread', 'reference'), rows)}"
+
+
+def interference_section(report: InterferenceReport) -> str:
+    """Running answers beside long prompts."""
+    plan = report.plan
+    title = (
+        f"**Long prompts beside running answers**, {plan.prompts} prompts of {plan.prompt_tokens:,} tokens, "
+        f"{plan.running} answers, {plan.threads} threads in all (`python loadtest/interference.py`)"
+    )
+    head = "ms between tokens", "p50", "p99", "most", "p50 in quiet", "TTFT of the prompts, ms"
+    rows = [(r.name, *(f"{x:,.0f}" for x in (r.p50, r.p99, r.most, r.quiet_p50, r.ttft))) for r in report.rows]
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def overload_section(phases: list[Phase]) -> str:
+    """Ten times what the workers can do."""
+    peak = max(phase.goodput for phase in phases)
+    head = (
+        "load",
+        "asked/s",
+        "whole answers/s",
+        "of the peak",
+        "TTFT p50 / p99, ms",
+        "refused",
+        "refused after p50 / p99, ms",
+    )
+    rows = [
+        (
+            phase.name,
+            f"{phase.done / phase.seconds:.1f}",
+            f"{phase.goodput:.1f}",
+            f"{phase.goodput / peak:.2f}",
+            f"{percentile(phase.ttft_s, 0.5)} / {percentile(phase.ttft_s, 0.99)}",
+            f"{phase.refused:,}",
+            f"{percentile(phase.refusal_s, 0.5)} / {percentile(phase.refusal_s, 0.99)}",
+        )
+        for phase in phases[1:]
+    ]
+    last = phases[-1].served
+    split = f"Two tenants asked as 1 : 10; under the overload {last['light']:,} and {last['heavy']:,} were answered."
+    return f"**Overload** (`make overload`)\n\n{table(head, rows)}\n\n{split}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+OTHERS: list[tuple[str, Any, Callable[[Any], str]]] = [
+    ("interference.json", InterferenceReport, interference_section),
+    ("perf/perf.json", list[Row], perf_section),
+    ("overhead.json", FigureFile, overhead_section),
+    ("router.json", RouterBenchReport, router_section),
+    ("replay.json", ReplayReport, replay_section),
+    ("simulation.json", list[Run], simulation_section),
+    ("overload.json", list[Phase], overload_section),
+    ("soak.json", list[Round], soak_section),
+]
+"""File, what is in it, and who writes its table; in the order of the page."""
 
 
 def main(
@@ -215,12 +337,10 @@ def main(
         kv_section(bench.kv),
         group_section(bench.group),
     ]
-    if (perf := home / "perf" / "perf.json").is_file():
-        sections.append(perf_section(msgspec.json.decode(perf.read_bytes(), type=list[Row])))
-    if (soak := home / "soak.json").is_file():
-        sections.append(soak_section(msgspec.json.decode(soak.read_bytes(), type=list[Round])))
-    if (simulation := home / "simulation.json").is_file():
-        sections.append(simulation_section(msgspec.json.decode(simulation.read_bytes(), type=list[Run])))
+    for name, kind, section in OTHERS:
+        if (file := home / name).is_file():
+            found = msgspec.json.decode(file.read_bytes(), type=kind, dec_hook=lambda _, counts: Counter(counts))
+            sections.append(section(found))
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -151,6 +151,8 @@ def kv(board: dashboard.Dashboard) -> None:
     whole = f"({used} + {cached} + {free})"
     shares = ((f"{used} / {whole}", f"{WHO} used"), (f"{cached} / {whole}", f"{WHO} cached"))
     board.with_panel(graph("Blocks", "percentunit", *shares, about="used: held for requests and handles"))
+    preempted = rate("tandem_preemptions_total", ITS, EACH)
+    board.with_panel(graph("Gave way to others, a second", "short", (f"{preempted} > 0", WHO)))
     hits, read = (rate(f"tandem_{name}_tokens_total", ITS, EACH) for name in ("prefix_cache", "prefill"))
     board.with_panel(graph("Prefix cache hit rate", "percentunit", (f"{hits} / ({hits} + {read})", WHO)))
     held, expired = f"tandem_kv_handles_held{{{ITS}}}", rate("tandem_kv_handles_expired_total", ITS, EACH)

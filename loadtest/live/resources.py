@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -41,17 +42,17 @@ def role_of(command: list[str], name: str) -> str:
 
 
 class Processes:
-    """A server's process and all below it. What a process is, is looked up once."""
+    """Some processes and all below them. What a process is, is looked up once."""
 
-    def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
+    def __init__(self, *pids: int) -> None:
+        self._roots = [psutil.Process(pid) for pid in pids]
         self._roles: dict[psutil.Process, str] = {}
 
     def use(self) -> dict[str, Use]:
         """By role; processes that end meanwhile are left out."""
         cpu: dict[str, float] = defaultdict(float)
         memory: dict[str, float] = defaultdict(float)
-        for process in [self._root, *self._root.children(recursive=True)]:
+        for process in self._all():
             try:
                 role = self._roles.get(process) or role_of(process.cmdline(), process.name())
                 self._roles[process] = role
@@ -61,6 +62,14 @@ class Processes:
             cpu[role] += times.user + times.system
             memory[role] += resident / 2**20
         return {role: Use(cpu[role], memory[role]) for role in sorted(cpu)}
+
+    def _all(self) -> Iterator[psutil.Process]:
+        for root in self._roots:
+            yield root
+            try:
+                yield from root.children(recursive=True)
+            except psutil.Error:
+                continue
 
 
 def cpu_between(before: dict[str, Use], after: dict[str, Use]) -> dict[str, float]:

@@ -8,7 +8,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.compose.machine import IMAGE, build_image, docker
+from tests.compose.measure import measure
 from tests.compose.stack import Stack
 from tests.compose.steps import STEPS
 
@@ -54,8 +56,9 @@ class Report:
 
 
 def main(
-    only: str = typer.Option("", help="Names of steps, with commas between."),
-    image: str = typer.Option("", help="An image that is there, in place of one that is built."),
+    only: Annotated[str, typer.Option(help="Names of steps, with commas between.")] = "",
+    image: Annotated[str, typer.Option(help="An image that is there, in place of one that is built.")] = "",
+    load_report: Annotated[Path | None, typer.Option(help="First, measure users' load; the .html to write.")] = None,
 ) -> None:
     """Build, start, use, break, change and end a whole deployment in containers."""
     signal.signal(signal.SIGTERM, _leave)
@@ -67,6 +70,8 @@ def main(
                 stack = Stack(image or IMAGE)
                 ends.callback(stack.down)
                 if report.do("start", lambda: stack.up(prefill=2)):
+                    if load_report is not None:
+                        report.do("load report", lambda: measure(stack, load_report))
                     for step in chosen:
                         report.do(step.__name__.replace("_", " "), lambda step=step: step(stack))  # type: ignore[misc]
                 report.do("end", stack.down)

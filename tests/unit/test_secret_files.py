@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import shutil
 import ssl
-import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncssh
 import msgspec
 import pytest
 
 from tandem.deployment import Server, Tls
 from tandem.errors import TandemError
 from tandem.keys import MAX_KEYS, load_keys
-from tandem.secret_files import ROLES, make_secrets, rotate_handle_key
+from tandem.secret_files import RANK_ALIAS, ROLES, make_secrets, rotate_handle_key
 from tandem.tls import server_context
 from tandem.triton.metrics_door import MetricsDoor
 from tandem.triton.ports import choose_ports
@@ -118,11 +119,45 @@ def test_metrics_are_for_those_with_a_certificate(directory: Path, door: str, tm
         urllib.request.urlopen(door, timeout=TIMEOUT_S, context=client_context(tmp_path / "watch", trusted))
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
-def test_ssh_takes_the_keys(directory: Path) -> None:
-    place = directory / "worker/ssh"
-    shown = [
-        subprocess.check_output(["ssh-keygen", "-y", "-f", place / name], text=True) for name in ("key", "host_key")
-    ]
-    assert (place / "authorized_keys").read_text().split()[:2] == shown[0].split()[:2]
-    assert (place / "known_hosts").read_text().split()[1:] == shown[1].split()[:2]
+async def enter(server: Path, key: Path, known_hosts: Path) -> str:
+    """Who the sshd of ``server`` takes the client to be."""
+
+    def answer(process: asyncssh.SSHServerProcess[str]) -> None:
+        process.stdout.write(process.get_extra_info("username"))
+        process.exit(0)
+
+    async with (
+        asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[server / "host_key"],
+            authorized_client_keys=str(server / "authorized_keys"),
+            process_factory=answer,
+        ) as door,
+        asyncssh.connect(
+            "127.0.0.1",
+            door.get_port(),
+            username="tandem",
+            client_keys=[key],
+            known_hosts=str(known_hosts),
+            host_key_alias=RANK_ALIAS,
+            config=None,
+            agent_path=None,
+        ) as client,
+    ):
+        done = await client.run("true", check=True)
+        return str(done.stdout)
+
+
+def test_ssh_takes_the_keys_and_no_others(directory: Path, tmp_path: Path) -> None:
+    make_secrets(tmp_path)  # a stranger's
+    own, other = directory / "worker/ssh", tmp_path / "worker/ssh"
+
+    def try_to_enter(key: Path, known_hosts: Path) -> str:
+        return asyncio.run(asyncio.wait_for(enter(own, key / "key", known_hosts / "known_hosts"), TIMEOUT_S))
+
+    assert try_to_enter(own, own) == "tandem"
+    with pytest.raises(asyncssh.PermissionDenied):
+        try_to_enter(other, own)
+    with pytest.raises(asyncssh.HostKeyNotVerifiable):
+        try_to_enter(own, other)

@@ -15,13 +15,12 @@ import msgspec
 
 from tandem.api.tensors import Tensors, take_bool, take_ids, take_int, take_number, take_text, take_texts
 from tandem.errors import TandemError
-from tandem.messages import Guide, GuideKind, Sampling, Stopping
+from tandem.messages import DEFAULT_PRIORITY, Guide, GuideKind, Sampling, Stopping
 
 MAX_STOP_WORDS = 16
 MAX_STOP_WORD_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = (1 << 31) - 1
-DEFAULT_PRIORITY = 5
 LOWEST_PRIORITY = 9
 TENANT = re.compile(r"[A-Za-z0-9._:@-]{0,64}")
 """Names that can stand in metrics and logs as they are."""

@@ -17,6 +17,7 @@ class Counters:
     pulls: int = 0
     bytes_pulled: int = 0
     pull_seconds: float = 0.0
+    preemptions: int = 0
 
     def stepped(self, seconds: float, prefill_tokens: int | None, count: int = 1) -> None:
         """``count`` steps have run. ``prefill_tokens``: one step that has read so many; None: decode steps."""

@@ -92,9 +92,9 @@ class PrefixCache(BlockPool):
         """Blocks that nobody holds and that are kept for reuse."""
         return len(self._cached)
 
-    def reserve(self, chain: Chain, num_blocks: int, most_cached: int) -> tuple[list[int], int]:
+    def reserve(self, chain: Chain, num_blocks: int, most_cached: int, leave: int = 0) -> tuple[list[int], int]:
         """Take ``num_blocks`` blocks for a sequence: first, shared, those of ``chain`` that are here, at most
-        ``most_cached``; then new ones, free blocks before the least recently used cached ones.
+        ``most_cached``; then new ones, free blocks before the least recently used cached ones. ``leave`` more stay.
 
         Returns:
             The ids in the order of the sequence, and how many of them hold its KV already.
@@ -106,8 +106,8 @@ class PrefixCache(BlockPool):
             found = self._find(chain, most_cached)
             fresh = num_blocks - len(found)
             room = self.free_count - sum(block in self._cached for block in found)
-            if fresh > room:
-                raise OutOfBlocks(fresh, room, self.num_blocks)
+            if fresh + leave > room:
+                raise OutOfBlocks(fresh + leave, room, self.num_blocks)
             for block in found:
                 self._hold(block)
             return found + self._allocate(fresh), len(found)

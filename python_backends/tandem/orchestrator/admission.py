@@ -50,7 +50,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     """Of the answer."""
     blocks: int
-    """Of KV, prompt and answer."""
+    """Of KV, for the prompt and what the answer is likely to take."""
 
 
 class Ticket:

@@ -6,7 +6,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tandem.api.ask import DEFAULT_PRIORITY
+from tandem.messages import DEFAULT_PRIORITY
 from tandem.orchestrator.admission import Admission, Reason
 
 MAX_TENANTS = 16

@@ -9,6 +9,7 @@ from tandem.deployment import Deployment
 from tandem.errors import TandemError
 from tandem.lanes.client import LaneClient, Mailbox
 from tandem.messages import (
+    DEFAULT_PRIORITY,
     AnyWork,
     Decode,
     EngineEvent,
@@ -36,6 +37,7 @@ class Wanted(NamedTuple):
     salt: str = ""
     """Its tenant: requests share cached blocks only within one."""
     traceparent: str = ""
+    priority: int = DEFAULT_PRIORITY
 
 
 class Deadlines(NamedTuple):
@@ -64,6 +66,7 @@ class _Common(TypedDict):
     sampling: Sampling
     stopping: Stopping
     traceparent: str
+    priority: int
 
 
 class Attempt:
@@ -94,6 +97,11 @@ class Attempt:
     def decode_worker(self) -> str:
         """The name of the worker that makes all tokens but, maybe, the first."""
         return self._decode.worker.name
+
+    def holder(self, event: EngineEvent) -> str:
+        """The name of the worker that an event is of."""
+        lane = self._held.get(event.request_id)
+        return lane.worker.name if lane is not None else ""
 
     # -------------------------------------------------------------- in the order of events
 
@@ -150,7 +158,7 @@ class Attempt:
         return f"{self._name}/{stage}"
 
     def _work(self) -> _Common:
-        prompt, sampling, stopping, salt, traceparent = self._wanted
+        prompt, sampling, stopping, salt, traceparent, priority = self._wanted
         return _Common(
             token_ids=prompt,
             output_ids=self._replay,
@@ -158,6 +166,7 @@ class Attempt:
             sampling=sampling,
             stopping=stopping,
             traceparent=traceparent,
+            priority=priority,
         )
 
     async def _submit(self, stage: StageName, lane: LaneClient, work: AnyWork) -> None:

@@ -189,10 +189,13 @@ class Fleet:
         """How much more the workers can take at once; see ``Router.room``."""
         return self._router.room(kv_share)
 
-    @property
-    def block_size(self) -> int:
-        """Tokens per KV block."""
-        return self._block_size
+    def blocks_for(self, prompt_tokens: int, max_tokens: int) -> int:
+        """KV blocks that a request is likely to take."""
+        return self._router.blocks_for(prompt_tokens, max_tokens)
+
+    def answered(self, max_tokens: int, tokens: int) -> None:
+        """An answer of at most ``max_tokens`` has ended after ``tokens``: others are taken to do alike."""
+        self._router.answered(max_tokens, tokens)
 
     def _assign(self, plan: Plan) -> Assignment:
         route = self._router.commit(plan, time.monotonic())

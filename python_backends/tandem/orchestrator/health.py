@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from tandem.deployment import Health
-from tandem.messages import EngineEvent, Failed, Finished, Load, Prefilled, Tokens
+from tandem.messages import EngineEvent, Failed, Finished, Load, Preempted, Prefilled, Tokens
 
 STUCK_STEPS = 100
 """So many steps without a token of an answer that is being written, and it is stuck."""
@@ -61,10 +61,10 @@ class Breaker:
 class _Own:
     """One of our requests as its worker's events show it."""
 
-    __slots__ = ("at", "done", "steps", "tokens")
+    __slots__ = ("at", "done", "preempted", "steps", "tokens")
 
     def __init__(self, now: float, steps: int) -> None:
-        self.at, self.steps, self.tokens, self.done = now, steps, 0, False
+        self.at, self.steps, self.tokens, self.done, self.preempted = now, steps, 0, False, False
 
 
 class Progress:
@@ -135,14 +135,16 @@ class Progress:
             if (own := self._own.get(event.request_id)) is not None:
                 own.at, own.steps = now, steps
                 own.tokens += isinstance(event, Tokens)
+                own.preempted = isinstance(event, Preempted)
                 own.done = own.done or isinstance(event, Prefilled | Finished | Failed)
 
     def _is_stuck(self, own: _Own, now: float) -> bool:
         """It has had tokens in steps of its own (the first one is of the step that read the prompt), and has them no
-        more, in many steps that gave tokens to others."""
+        more, in many steps that gave tokens to others, though its KV has not given way to theirs."""
         return (
             own.tokens > 1
             and not own.done
+            and not own.preempted
             and now - own.at > self._rules.stuck_s
             and self._load.steps - own.steps > STUCK_STEPS
             and self._others_at > own.at

@@ -17,7 +17,7 @@ from tandem.api.ask import Ask, check_ids, resolve_stopping
 from tandem.api.responder import Responder
 from tandem.deployment import Limits
 from tandem.errors import TandemError
-from tandem.messages import EngineEvent, Finished, FinishReason, Prefilled, Pulled, Tokens
+from tandem.messages import EngineEvent, Finished, FinishReason, Preempted, Prefilled, Pulled, Tokens
 from tandem.orchestrator.admission import Demand, Ticket
 from tandem.orchestrator.answer_builder import AnswerBuilder
 from tandem.orchestrator.attempt import Attempt, Deadlines, Wanted
@@ -147,7 +147,8 @@ class Journey:
         stopping = resolve_stopping(
             self.ask, len(prompt), max_model_len, self._limits.default_max_tokens, self._codec.eos_token_ids
         )
-        self._wanted = Wanted(prompt, self.ask.sampling, stopping, self.ask.tenant, self._record.traceparent)
+        ask, traceparent = self.ask, self._record.traceparent
+        self._wanted = Wanted(prompt, ask.sampling, stopping, ask.tenant, traceparent, ask.priority)
         self._answer = AnswerBuilder(self._codec, self.ask.stop_words, stopping)
         self._note(num_input_tokens=len(prompt))
 
@@ -161,7 +162,7 @@ class Journey:
             tenant=self.ask.tenant,
             prompt_tokens=len(prompt),
             max_tokens=max_tokens,
-            blocks=-(-(len(prompt) + max_tokens) // self._fleet.block_size),
+            blocks=self._fleet.blocks_for(len(prompt), max_tokens),
         )
         time_left_s = self._timeout_s - self._timings.total
         self._ticket = self._gate.enter(
@@ -287,6 +288,8 @@ class Journey:
                     self._enter("decode")
                     moved, took_ms = self._facts.kv_bytes, self._facts.kv_transfer_ms
                     self._note(kv_bytes=moved + event.bytes_moved, kv_transfer_ms=took_ms + 1e3 * event.seconds)
+                case Preempted():
+                    self._record.note("waits for KV blocks", attempt.holder(event), "preempted")
                 case Prefilled():
                     self._timings.was_queued(event.queue_s)
                     self._note_cached(event.cached_tokens)
@@ -354,6 +357,8 @@ class Journey:
         seconds = self._timings.total
         tokens = self._facts.num_input_tokens, self._facts.num_cached_tokens, len(self._token_ids)
         self._metrics.finished(reason, *tokens, seconds)
+        if self._wanted is not None:
+            self._fleet.answered(self._wanted.stopping.max_tokens, len(self._token_ids))
         self._record.end(self._facts, seconds)
 
     def _end_interrupted(self) -> None:

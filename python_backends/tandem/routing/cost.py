@@ -24,12 +24,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     num_tokens: int
     """Of the prompt."""
-    max_tokens: int
-    """Of the answer, at most."""
+    answer_tokens: int
+    """Of the answer, as others of late lead to expect."""
     prompt_blocks: int
     """KV blocks that the prompt takes."""
     all_blocks: int
-    """KV blocks that prompt and answer take."""
+    """KV blocks that prompt and answer will take."""
     uncached: Numbers
     """Tokens of the prompt that each worker would have to read; shape [workers]."""
     chances: Numbers
@@ -76,7 +76,7 @@ def prefill_cost(table: WorkerTable, request: Request, wait: Numbers, work: Numb
 
 def decode_cost(table: WorkerTable, request: Request) -> Cost:
     """Of the answer: its steps, what it adds to those of others, and the wait for room in batch and KV memory."""
-    steps = table.step_s * float(request.max_tokens)
+    steps = table.step_s * float(request.answer_tokens)
     share = table.block_share * float(request.all_blocks)
     share += table.used_share
     share = np.maximum(share, table.batch_share)

@@ -25,7 +25,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: float = math.inf
     """To be read."""
     blocks: float = math.inf
-    """Of KV, prompt and answer."""
+    """Of KV, for prompts and what answers will take."""
     read_s: float | None = None
     """Per prompt token, all prefill workers reading at once; None as long as nobody has been measured."""
     alone_s: float | None = None

@@ -150,7 +150,15 @@ class Router:
             self._index.take(place, epoch, kv)
         return self._index.next_number(place)
 
+    def answered(self, max_tokens: int, tokens: int) -> None:
+        """An answer of at most ``max_tokens`` has ended after ``tokens``."""
+        self._table.answers.ended(max_tokens, tokens)
+
     # -------------------------------------------------------------- the choice
+
+    def blocks_for(self, num_tokens: int, max_tokens: int) -> int:
+        """KV blocks of a prompt and its answer, which is taken to become as long as others of late."""
+        return -(-(num_tokens + self._table.answers.expected(max_tokens)) // self._block_size)
 
     def plan(
         self,
@@ -217,9 +225,9 @@ class Router:
             uncached = np.maximum(uncached, 1.0)
         return Request(
             num_tokens=num_tokens,
-            max_tokens=max_tokens,
+            answer_tokens=self._table.answers.expected(max_tokens),
             prompt_blocks=-(-num_tokens // size),
-            all_blocks=-(-(num_tokens + max_tokens) // size),
+            all_blocks=self.blocks_for(num_tokens, max_tokens),
             uncached=uncached,
             chances=self._index.chances(),
         )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandem.messages import Load, Role, StageName, does
+from tandem.routing.answers import AnswerLengths
 from tandem.routing.speeds import Speeds
 from tandem.routing.worker import Booking, WorkerState
 
@@ -50,7 +51,7 @@ class WorkerTable:
     batch_share: Numbers
     """Of the largest batch, what would be taken with one more sequence; above 1 somebody waits."""
     used_share: Numbers
-    """Of the KV blocks, what is taken."""
+    """Of the KV blocks, what is taken, or will be as answers grow."""
     block_share: Numbers
     """What one block is of all; 0 where that is not known."""
 
@@ -60,7 +61,7 @@ class WorkerTable:
         self._roles: list[Role | None] = []
         self._free: list[int] = []
         self._workers: list[WorkerState] = []
-        self._typical = Speeds()
+        self._typical, self.answers = Speeds(), AnswerLengths()
         self._usable: Flags = np.zeros(0, np.bool_)
         self._paired: Flags = np.zeros((0, 0), np.bool_)
         self._bars: dict[object, Numbers | None] = {}
@@ -91,7 +92,7 @@ class WorkerTable:
     def _occupy(self, place: int, name: str, role: Role | None) -> None:
         self.names = [*self.names[:place], name, *self.names[place + 1 :]]
         self._roles[place] = role
-        self._workers[place] = WorkerState(self._typical, partial(self._write, place))
+        self._workers[place] = self._make_state(place)
         self._forget_answers()
 
     def _grow(self) -> int:
@@ -104,8 +105,11 @@ class WorkerTable:
         self._paired = np.pad(self._paired, (0, 1))
         for column in _COLUMNS:
             setattr(self, column, np.append(getattr(self, column), 0.0))
-        self._workers.append(WorkerState(self._typical, partial(self._write, place)))
+        self._workers.append(self._make_state(place))
         return place
+
+    def _make_state(self, place: int) -> WorkerState:
+        return WorkerState(self._typical, self.answers, partial(self._write, place))
 
     def join(self, place: int, largest_batch: int, load: Load) -> None:
         """A worker is there, with a new engine."""

@@ -7,9 +7,11 @@ none is counted twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tandem.messages import Load
+from tandem.routing.answers import AnswerLengths
 from tandem.routing.speeds import Mean, Speeds
 
 # Until any worker has been measured. All have the same then, so these decide little.
@@ -43,8 +45,9 @@ class Amounts:
 class WorkerState:
     """One worker's row in the table; ``on_change`` is called when what it has in hand is another."""
 
-    def __init__(self, typical: Speeds, on_change: Callable[[WorkerState], None]) -> None:
-        """``typical`` are the speeds of all workers together: they stand for one that has not been measured."""
+    def __init__(self, typical: Speeds, answers: AnswerLengths, on_change: Callable[[WorkerState], None]) -> None:
+        """``typical`` are the speeds of all workers together: they stand for one that has not been measured.
+        ``answers`` tell what is to come of the blocks that requests may yet take."""
         self.largest_batch = 1
         self.blocks_total = 0
         self.prefill_s = PREFILL_S
@@ -55,7 +58,7 @@ class WorkerState:
         """Per byte of KV from another worker."""
         self._own, self._sent, self._others = Amounts(), Amounts(), Amounts()
         self._load = Load()
-        self._speeds, self._typical = Speeds(), typical
+        self._speeds, self._typical, self._answers = Speeds(), typical, answers
         self._step_s = STEP_S  # divided by (largest batch + batches it was measured in)
         self._changed = on_change
 
@@ -78,7 +81,7 @@ class WorkerState:
 
     @property
     def blocks(self) -> int:
-        """KV blocks taken."""
+        """KV blocks taken, or to be taken as answers grow."""
         return self._own.blocks + self._others.blocks
 
     def step_s(self, sequences: int) -> float:
@@ -103,10 +106,11 @@ class WorkerState:
         self._speeds.update(self._load, load)
         self._typical.update(self._load, load)
         self._load, sent = load, self._sent
+        blocks = load.blocks_used + math.ceil(self._answers.share * load.blocks_wanted)
         self._others = Amounts(
             max(0, load.queued + load.running - sent.requests),
             max(0, load.queued_tokens - sent.tokens),
-            max(0, load.blocks_used - sent.blocks),
+            max(0, blocks - sent.blocks),
         )
         self.blocks_total = load.blocks_total
         self.prefill_s = _measured(self._speeds.prefill, self._typical.prefill, PREFILL_S)

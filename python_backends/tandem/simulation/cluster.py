@@ -90,7 +90,6 @@ class Cluster:
         self._heard_at = [0.0] * len(self.workers)
         self._requests: dict[str, _Request] = {}
         self._waiting: dict[Ticket, Arrival] = {}
-        self._block_size = plan.block_size
         self._tally = Tally()
 
     def run(self, traffic: Iterable[Arrival]) -> Results:
@@ -154,13 +153,12 @@ class Cluster:
         self._admit()
 
     def _demand(self, arrival: Arrival) -> Demand:
-        most = arrival.num_tokens + arrival.output_tokens
         return Demand(
             priority=arrival.priority,
             tenant=arrival.tenant,
             prompt_tokens=arrival.num_tokens,
             max_tokens=arrival.output_tokens,
-            blocks=-(-most // self._block_size),
+            blocks=self._router.blocks_for(arrival.num_tokens, arrival.output_tokens),
         )
 
     def _admit(self) -> None:
@@ -199,6 +197,7 @@ class Cluster:
         return {
             "request_id": arrival.request_id,
             "salt": arrival.tenant,
+            "priority": arrival.priority,
             "token_ids": request.prompt,
             "output_ids": list(request.output),
             "sampling": Sampling(),
@@ -291,6 +290,7 @@ class Cluster:
             self._admission.leave(request.ticket)
         if failure is None:
             self._tally.finished += 1
+            self._router.answered(request.arrival.output_tokens, request.arrival.output_tokens)
             self._tally.tokens_of[request.arrival.tenant] += request.arrival.num_tokens + request.arrival.output_tokens
         else:
             self._tally.failed[failure] += 1

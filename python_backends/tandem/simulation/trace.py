@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from tandem.api.ask import DEFAULT_PRIORITY
 from tandem.errors import TandemError
 from tandem.kv.hashes import hash_blocks
+from tandem.messages import DEFAULT_PRIORITY
 
 TRACE_BLOCK = 512
 """Tokens of a block of a trace (Mooncake's)."""

@@ -50,6 +50,7 @@ class _Common(TypedDict):
     sampling: Sampling
     stopping: Stopping
     traceparent: str
+    priority: int
 
 
 def read_work(
@@ -83,6 +84,7 @@ def read_work(
         sampling=ask.sampling,
         stopping=stopping,
         traceparent=ask.traceparent,
+        priority=ask.priority,
     )
     if info.stage == "prefill":
         return ask, Prefill(**common)

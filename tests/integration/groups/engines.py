@@ -16,9 +16,9 @@ from tandem.messages import Decode, EngineEvent, Generate, Partition, Prefill, P
 
 @contextlib.contextmanager
 def run_engines(
-    model_dir: Path, partitions: dict[str, Partition], mpi: str, directory: Path, kv: Kv
+    model_dir: Path, partitions: dict[str, Partition], mpi: str, directory: Path, kv: Kv, kv_memory: str = "32MiB"
 ) -> Iterator[dict[str, RunningEngine]]:
-    """Engines of these names in float32, one thread a rank, every one paired with every other."""
+    """Engines of these names in float32, one thread and ``kv_memory`` a rank, every one paired with every other."""
     workers = [
         Worker(
             name=name,
@@ -26,7 +26,7 @@ def run_engines(
             tensor_parallel_size=partition.tensor_parallel_size,
             pipeline_parallel_size=partition.pipeline_parallel_size,
             threads=1,
-            kv_memory="32MiB",
+            kv_memory=kv_memory,
         )
         for name, partition in partitions.items()
     ]

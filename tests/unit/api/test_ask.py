@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from tandem.api.ask import DEFAULT_PRIORITY, Ask, read_ask, resolve_stopping
+from tandem.api.ask import Ask, read_ask, resolve_stopping
 from tandem.api.tensors import Array, ids_tensor, number_tensor, text_tensor
 from tandem.errors import TandemError
-from tandem.messages import Guide
+from tandem.messages import DEFAULT_PRIORITY, Guide
 
 PROMPT = {"text_input": text_tensor("Hello")}
 

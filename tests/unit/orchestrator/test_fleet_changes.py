@@ -125,7 +125,7 @@ def test_a_worker_is_reached_by_one_address_only(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"protocol_version": 1}, "protocol_version is 2 here and 1 there"),
+        ({"protocol_version": 1}, "protocol_version is 3 here and 1 there"),
         ({"stage": "both"}, "stage is 'decode' here and 'both' there"),
         ({"kv": msgspec.structs.replace(KV, block_size=8)}, "kv.block_size is 16 here and 8 there"),
         ({"kv": msgspec.structs.replace(KV, fingerprint="g")}, "kv.fingerprint is 'f' here and 'g' there"),

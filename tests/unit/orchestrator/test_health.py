@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.deployment import Health
-from tandem.messages import EngineEvent, Finished, Load, Prefilled, Tokens
+from tandem.messages import EngineEvent, Finished, Load, Preempted, Prefilled, Tokens
 from tandem.orchestrator.health import Breaker, Progress
 
 RULES = Health()
@@ -111,6 +111,18 @@ def test_a_request_that_waits_its_turn_is_not_stuck() -> None:
     worker.poll(token("first"), ours=("waits", "first", "b"))
     for n in range(1, 500):
         assert worker.poll(token("b"), ours=("waits", "first", "b"), steps=100 + 5 * n, running=1) is None
+
+
+def test_a_request_that_gave_its_kv_up_to_others_is_not_stuck_until_it_has_tokens_again() -> None:
+    worker = Watched()
+    for _ in range(2):
+        worker.poll(token("a"), ours=("a", "b"), running=2)
+    worker.poll(Preempted(request_id="a"), ours=("a", "b"), running=1)
+    said = [worker.poll(token("b"), ours=("a", "b"), steps=100 + 5 * n) for n in range(1, 2 * int(RULES.stuck_s))]
+    assert said == [None] * len(said)
+    worker.poll(token("a"), ours=("a", "b"))
+    said = [worker.poll(token("b"), ours=("a", "b"), steps=9000 + 5 * n) for n in range(2 * int(RULES.stuck_s))]
+    assert "request a gets no tokens while others do" in str(said[-1])
 
 
 def test_a_request_that_is_the_only_one_is_judged_by_steps() -> None:

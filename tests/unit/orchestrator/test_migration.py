@@ -5,62 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
 
 import pytest
 
 from tandem.deployment import Limits
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.handle import digest_tokens
-from tandem.messages import Decode, Failed, Finished, Generate, Prefill, Prefilled, Sampling, TokenLogprob, Tokens
+from tandem.messages import Failed, Finished, Generate, Prefill, Prefilled, Sampling, TokenLogprob, Tokens
 from tandem.orchestrator import recovery as recovery_module
 from tandem.text.codec import TextCodec
-from tests.unit.orchestrator.trips import TEXT, Trip, travel
-from tests.unit.orchestrator.workers import Lane
+from tests.unit.orchestrator.detours import answer, assert_undisturbed, finish, next_worker, write
+from tests.unit.orchestrator.trips import Trip, travel
 
 
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery_module, "BACK_OFF_S", 0.0)
-
-
-def at_work(trip: Trip, stage: str, *but: Lane) -> Lane | None:
-    """The worker that has such work, other than these."""
-    lanes = [lane for lane in trip.workers.lanes.values() if lane not in but]
-    return next((lane for lane in lanes if any(name.endswith(f"/{stage}") for name in lane.open)), None)
-
-
-async def next_worker(trip: Trip, *but: Lane, stage: str = "prefill") -> Lane:
-    """Wait for it."""
-    await trip.until(lambda: at_work(trip, stage, *but))
-    lane = at_work(trip, stage, *but)
-    assert lane is not None
-    return lane
-
-
-async def answer(trip: Trip, prefill: Lane, begin: int = 0) -> Lane:
-    """Prefill makes its token; returns the decode worker that got the rest."""
-    prefill.say(trip.tokens(begin, begin + 1), Prefilled(request_id="", handle=b"ticket", cached_tokens=2))
-    return await next_worker(trip, stage="decode")
-
-
-async def write(trip: Trip, decode: Lane, begin: int, end: int) -> None:
-    decode.say(trip.pulled(), trip.tokens(begin, end))
-    await trip.until(lambda: len(trip.client.ids()) == end)
-
-
-def assert_undisturbed(trip: Trip, migrations: int, reason: str) -> None:
-    assert trip.client.error is None
-    assert trip.client.ids() == trip.answer_ids
-    assert trip.client.text() == TEXT
-    facts = {"finish_reason": "length", "num_input_tokens": 3, "num_output_tokens": len(trip.answer_ids)}
-    assert {name: trip.client.fact(name) for name in facts} == facts
-    assert trip.metrics.registry.get_sample_value("tandem_migrations_total", {"reason": reason}) == migrations
-
-
-async def finish(trip: Trip, lane: Lane, begin: int) -> None:
-    lane.say(trip.pulled(), trip.tokens(begin, len(trip.answer_ids)), trip.finished())
-    await trip.end()
 
 
 def test_lost_in_prefill(codec: TextCodec) -> None:
@@ -333,75 +293,3 @@ def test_a_transfer_that_takes_too_long_is_tried_again(codec: TextCodec) -> None
 
     trip = travel(test, codec, each=2, handover_s=0.1)
     assert_undisturbed(trip, 1, "transfer_failed")
-
-
-# ------------------------------------------------------------------ a prefill that is late
-
-
-def hedging(test: Callable[[Trip, Lane, Lane], object], codec: TextCodec, **limits: float) -> Trip:
-    """A prefill that is late, and the one that was started besides."""
-    given = {"hedge_share": 1.0, "hedge_after_s": 0.05, "hedge_factor": 1.0} | limits
-
-    async def run(trip: Trip) -> None:
-        trip.hedging.took(1.0, 1.0)  # there was a request before, that makes room for this one
-        trip.start()
-        first = await next_worker(trip)
-        second = await next_worker(trip, first)
-        await test(trip, first, second)  # type: ignore[misc]
-
-    return travel(run, codec, each=2, limits=Limits(**given))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("winner", [0, 1])
-def test_of_a_late_prefill_and_its_hedge_the_first_one_wins(codec: TextCodec, winner: int) -> None:
-    async def test(trip: Trip, *lanes: Lane) -> None:
-        fast, slow = lanes[winner], lanes[1 - winner]
-        decode = await answer(trip, fast)
-        assert slow.cancelled == [slow.id]
-        assert not slow.open
-        slow.say(trip.tokens(0, 1), Prefilled(request_id="", handle=b"too late"))
-        assert isinstance(decode.work[-1], Decode)
-        assert decode.work[-1].handle == b"ticket"
-        assert trip.client.ids() == trip.answer_ids[:1]
-        await finish(trip, decode, 1)
-        assert trip.client.fact("prefill_worker") == fast.worker.name
-
-    trip = hedging(test, codec)
-    assert trip.client.ids() == trip.answer_ids
-    assert trip.metrics.registry.get_sample_value("tandem_hedges_total") == 1
-
-
-def test_one_of_the_two_is_lost(codec: TextCodec) -> None:
-    async def test(trip: Trip, first: Lane, second: Lane) -> None:
-        first.lose()
-        await asyncio.sleep(0.01)
-        await finish(trip, await answer(trip, second), 1)
-
-    trip = hedging(test, codec)
-    assert trip.client.ids() == trip.answer_ids
-    assert sum(len(lane.work) for lane in trip.workers.lanes.values()) == 3
-
-
-def test_both_are_lost(codec: TextCodec) -> None:
-    async def test(trip: Trip, first: Lane, second: Lane) -> None:
-        first.lose()
-        second.lose()
-        await trip.until(lambda: len(first.work) + len(second.work) == 3)
-        await finish(trip, await answer(trip, await next_worker(trip)), 1)
-
-    trip = hedging(test, codec)
-    assert_undisturbed(trip, 1, "worker_lost")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_without_room_in_the_budget_nothing_is_started_twice(codec: TextCodec, share: float) -> None:
-    async def test(trip: Trip) -> None:
-        trip.hedging.took(1.0, 1.0)
-        trip.start()
-        first = await next_worker(trip)
-        await asyncio.sleep(0.1)
-        assert at_work(trip, "prefill", first) is None
-        await finish(trip, await answer(trip, first), 1)
-
-    limits = Limits(hedge_share=share, hedge_after_s=0.01, hedge_factor=1.0)
-    assert travel(test, codec, each=2, limits=limits).client.ids()

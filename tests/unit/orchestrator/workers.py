@@ -11,7 +11,7 @@ from tandem.lanes.client import Mailbox
 from tandem.messages import AnyWork, EngineEvent, Failed, StageName
 from tandem.orchestrator.fleet import Assignment
 from tandem.routing.router import Plan
-from tests.unit.routing.sites import BLOCK, info, make_router, stored
+from tests.unit.routing.sites import info, make_router, stored
 
 STAGES: tuple[StageName, StageName] = ("prefill", "decode")
 
@@ -78,7 +78,11 @@ class Workers:
         self.prefill, self.decode = self.lanes["prefill_0"], self.lanes["decode_0"]
         self.error: TandemError | None = None
 
-    block_size = BLOCK
+    def blocks_for(self, prompt_tokens: int, max_tokens: int) -> int:
+        return self.router.blocks_for(prompt_tokens, max_tokens)
+
+    def answered(self, max_tokens: int, tokens: int) -> None:
+        self.router.answered(max_tokens, tokens)
 
     async def max_model_len(self) -> int:
         if self.error:

@@ -129,7 +129,7 @@ def make_costs(
     blocks = -(-tokens // BLOCK)
     request = Request(
         num_tokens=tokens,
-        max_tokens=answer,
+        answer_tokens=answer,
         prompt_blocks=blocks,
         all_blocks=-(-(tokens + answer) // BLOCK),
         uncached=uncached,

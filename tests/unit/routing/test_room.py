@@ -36,6 +36,21 @@ def test_what_is_in_hand_takes_of_it_until_it_ends() -> None:
     assert router.room(1.0) == free
 
 
+def test_answers_are_reckoned_as_long_as_others_of_late() -> None:
+    """Of 2000 tokens asked for, 40 are written: what the longest answers would need is not held free."""
+    router = make_router(each=1)
+    free = router.room(1.0)
+    assert router.blocks_for(33, 2000) == 128
+    for _ in range(1000):
+        router.answered(2000, 40)
+    assert router.blocks_for(33, 2000) == 5
+    router.commit(ask(router, [1, 2], answer=2000), 0.0)
+    room = router.room(1.0)
+    assert free is not None
+    assert room is not None
+    assert room.blocks == pytest.approx(free.blocks - 5)
+
+
 def test_what_others_have_there_counts_and_one_full_worker_does_not_fill_another() -> None:
     router = make_router(each=2)
     router.report("decode_0", 1, measured(running=500, blocks_used=BLOCKS + 500), None)

@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.messages import Load
+from tandem.routing.answers import AnswerLengths
 from tandem.routing.speeds import Speeds
 from tandem.routing.worker import PREFILL_S, STEP_S, WorkerState
 from tests.unit.routing import sites
 
 
 def make(load: Load | None = None) -> WorkerState:
-    worker = WorkerState(Speeds(), lambda _: None)
+    worker = WorkerState(Speeds(), AnswerLengths(), lambda _: None)
     worker.begin(sites.BATCH, load or sites.measured())
     return worker
 
@@ -41,6 +42,18 @@ def test_a_report_with_the_request_in_it_does_not_count_it_twice() -> None:
     booking.send()
     worker.report(sites.measured(queued=1, queued_tokens=100, blocks_used=7))
     assert in_hand(worker) == (1, 100, 7)
+
+
+def test_what_answers_may_yet_take_is_counted_as_far_as_they_come_to_it() -> None:
+    """Of others' requests a report tells what they hold, and what they would hold with their longest answers."""
+    answers = AnswerLengths()
+    worker = WorkerState(Speeds(), answers, lambda _: None)
+    worker.begin(sites.BATCH, sites.measured(running=1, blocks_used=7, blocks_wanted=100))
+    assert in_hand(worker) == (1, 0, 107)
+    for _ in range(2000):
+        answers.ended(1000, 100)
+    worker.report(sites.measured(running=1, blocks_used=7, blocks_wanted=100))
+    assert in_hand(worker) == (1, 0, 7 + 11)
 
 
 def test_a_report_from_before_the_request_does_not_hide_it() -> None:
@@ -104,7 +117,7 @@ def test_speeds_are_guessed_only_until_they_are_measured() -> None:
 
 def test_a_worker_that_was_not_measured_is_taken_to_be_like_the_others() -> None:
     typical = Speeds()
-    measured, new = (WorkerState(typical, lambda _: None) for _ in range(2))
+    measured, new = (WorkerState(typical, AnswerLengths(), lambda _: None) for _ in range(2))
     measured.begin(sites.BATCH, sites.measured(prefill_seconds=7.0))
     new.begin(sites.BATCH, Load())
     assert new.prefill_s == 0.007
@@ -126,7 +139,7 @@ def test_counters_that_begin_anew_measure_nothing() -> None:
 def test_only_workers_whose_speeds_clearly_differ_are_told_apart() -> None:
     """Of three that are alike, one has read a long prompt, which takes longer per token."""
     typical = Speeds()
-    workers = [WorkerState(typical, lambda _: None) for _ in range(4)]
+    workers = [WorkerState(typical, AnswerLengths(), lambda _: None) for _ in range(4)]
     tokens = 100_000
     for worker, times in zip(workers, (1.0, 1.0, 1.3, 4.0), strict=True):
         seconds = times * tokens * sites.PREFILL_S

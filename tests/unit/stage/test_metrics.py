@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from tandem.messages import Events, Finished, Load, Prefilled, TierLoad, Tokens
 from tandem.stage.metrics import StageMetrics
 
@@ -49,14 +51,15 @@ def test_counters_run_on_over_the_loss_of_an_engine_and_gauges_fall() -> None:
     assert value("engine_up") == 0
     metrics.engine_ready()
     load = Load(prefill_tokens=30, queued_tokens=5, steps=4, step_seconds=0.5, collective_seconds=0.1, blocks_total=9)
+    load = msgspec.structs.replace(load, preemptions=6)
     metrics.record(Events(events=[Tokens(request_id="a", index=0, token_ids=[7, 8])], load=load))
     names = ("engine_up", "queued_tokens", "kv_blocks_free", "prefill_tokens_total", "generated_tokens_total")
-    names += ("engine_step_seconds_total", "engine_collective_seconds_total")
-    assert [value(name) for name in names] == [1, 5, 9, 30, 2, 0.5, 0.1]
+    names += ("engine_step_seconds_total", "engine_collective_seconds_total", "preemptions_total")
+    assert [value(name) for name in names] == [1, 5, 9, 30, 2, 0.5, 0.1, 6]
     metrics.engine_lost()
     assert [value(name) for name in names[:3]] == [0, 0, 0]
     metrics.record(Events(events=[], load=Load(prefill_tokens=3, step_seconds=0.25)))
-    assert [value(name) for name in names] == [1, 0, 0, 33, 2, 0.75, 0.1]
+    assert [value(name) for name in names] == [1, 0, 0, 33, 2, 0.75, 0.1, 6]
 
 
 def test_the_prefill_of_a_whole_request_counts_as_one_and_a_decode_does_not() -> None:

@@ -218,7 +218,7 @@ def test_who_speaks_another_version_is_refused(worker: Worker) -> None:
     reply = worker.call(Hello(protocol_version=1))
     assert isinstance(reply, Refused)
     assert reply.code == "worker_incompatible"
-    assert "worker prefill_0 speaks protocol version 2, and was greeted in version 1" in reply.message
+    assert "worker prefill_0 speaks protocol version 3, and was greeted in version 1" in reply.message
 
 
 def test_a_lane_that_is_left_is_forgotten_with_its_requests(worker: Worker) -> None:

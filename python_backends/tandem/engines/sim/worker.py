@@ -39,6 +39,7 @@ from tandem.messages import (
     KvEvent,
     KvHandle,
     Load,
+    Preempted,
     Prefill,
     Prefilled,
     Pulled,
@@ -90,6 +91,7 @@ class SimulatedWorker:
         self._contents, self._faults, self._on_pulled = contents, faults or Faults(), on_pulled
         self._coarse = coarse
         self._pool = scheduler.pool
+        scheduler.on_preempt = self._preempted
         self._in_hand: dict[str, _Held] = {}
         self._unread: dict[str, Sequence] = {}
         """Of those in hand, by request id: their prompts are still to be read."""
@@ -174,6 +176,7 @@ class SimulatedWorker:
             queued_tokens=sum(s.num_uncached for s in self._unread.values()),
             blocks_total=self._pool.num_blocks,
             blocks_used=self._pool.used,
+            blocks_wanted=self._scheduler.blocks_wanted,
             blocks_cached=self._pool.cached,
             handles_held=self.leases.held,
             handles_granted=self.leases.granted,
@@ -257,6 +260,14 @@ class SimulatedWorker:
         step = self._scheduler.next_step()
         if step is not None:
             self._step = begin(step, self._timing, now, LONGEST_RUN if self._coarse else 1)
+            if self._step.count > 1:
+                self._step.count = self._scheduler.look_ahead(step, self._step.count)
+
+    def _preempted(self, sequence: Sequence) -> None:
+        self._in_hand[sequence.request_id].num_named = 0  # they were others' blocks
+        self._unread[sequence.request_id] = sequence
+        self._counters.preemptions += 1
+        self._events.append(Preempted(request_id=sequence.request_id))
 
     def _end_step(self, now: float) -> float:
         """End the running step if its time is over; the time at which the next one may begin."""
@@ -375,4 +386,4 @@ class SimulatedWorker:
 def _tokens_to_move(held: _Held) -> int:
     """Tokens whose KV has to come from elsewhere: those of the handle but for blocks that are here already."""
     assert held.handle is not None  # only such requests are pulled
-    return max(0, held.handle.num_tokens - held.sequence.cached_tokens)
+    return max(0, held.handle.num_tokens - held.sequence.shared_tokens)

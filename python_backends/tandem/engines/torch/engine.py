@@ -43,6 +43,7 @@ from tandem.messages import (
     FinishReason,
     KvHandle,
     Load,
+    Preempted,
     Prefill,
     Prefilled,
     Pulled,
@@ -104,6 +105,7 @@ class TorchEngine:
         self._tier = tier
         if tier is not None:
             tier.on_read = partial(self._inbox.put, lambda: None)
+        scheduler.on_preempt = self._preempted
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._in_hand: dict[str, Sequence] = {}
         """By request id: everything that was accepted and has not ended."""
@@ -222,6 +224,7 @@ class TorchEngine:
             running=self._scheduler.running,
             blocks_total=self._pool.num_blocks,
             blocks_used=self._pool.used,
+            blocks_wanted=self._scheduler.blocks_wanted,
             blocks_cached=self._pool.cached,
             handles_held=self._leases.held,
             handles_granted=self._leases.granted,
@@ -280,6 +283,10 @@ class TorchEngine:
             self._scheduler.pulled(sequence)
 
     # ------------------------------------------------------------ step
+
+    def _preempted(self, sequence: Sequence) -> None:
+        self._counters.preemptions += 1
+        self._events.append(Preempted(request_id=sequence.request_id))
 
     def _run_step(self, step: Step) -> None:
         began = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tandem.kv.prefix_cache import Chain
-from tandem.messages import AnyWork, Finished, FinishReason, Generate, Prefill
+from tandem.messages import AnyWork, Decode, Finished, FinishReason, Generate, Prefill
 
 
 @dataclass(eq=False)
@@ -30,7 +30,13 @@ class Sequence:
     queue_s: float = 0.0
     """How long it waited for its first prefill step."""
     compute_s: float = 0.0
-    """What its prefill steps took."""
+    """What its prefill steps took, until it had a token of its own."""
+    number: int = 0
+    """Its place in the order of arrival."""
+    preemptions: int = 0
+    """How often it has given up its blocks."""
+    told_cached: int | None = None
+    """What it found in the prefix cache before it gave up its blocks for the first time."""
 
     @classmethod
     def of(cls, work: AnyWork, now: float, block_size: int) -> Sequence:
@@ -59,9 +65,19 @@ class Sequence:
         return len(self.token_ids) - self.num_cached
 
     @property
+    def awaits_kv(self) -> bool:
+        """Whether its KV comes from elsewhere; what it has given up it computes here."""
+        return isinstance(self.work, Decode) and not self.preemptions
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens whose KV was there when it started, or started anew."""
+        return self.num_shared * self.block_size
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens of prompt and answer that were in the prefix cache when it started."""
-        return self.num_shared * self.block_size
+        return self.shared_tokens if self.told_cached is None else self.told_cached
 
     @property
     def max_cached(self) -> int:
@@ -72,8 +88,20 @@ class Sequence:
 
     @property
     def blocks_needed(self) -> int:
-        """Blocks to reserve so that it can run to its end."""
+        """Most blocks that it will ever hold."""
         return -(-self.max_cached // self.block_size)
+
+    def blocks_for(self, ahead: int) -> int:
+        """Blocks for the tokens that it has and the next ``ahead``, as far as it needs any."""
+        return -(-min(len(self.token_ids) + ahead, self.max_cached) // self.block_size)
+
+    def give_up(self) -> list[int]:
+        """Give way to others: it begins anew with the tokens it has. Returns the blocks that it held."""
+        self.told_cached = self.cached_tokens
+        self.preemptions += 1
+        blocks, self.block_ids = self.block_ids, []
+        self.num_cached = self.num_shared = self.num_stored = 0
+        return blocks
 
     def append(self, token_id: int) -> None:
         """Take the token that a step made of all tokens so far, whose KV is there now."""

@@ -204,16 +204,20 @@ def test_the_batch_has_a_size() -> None:
     assert run(scheduler) == (False, sequences[1:])
 
 
-def test_blocks_for_the_whole_answer_are_reserved() -> None:
-    """Prompt 5 and 4 more tokens, the last of which is never read: 8 tokens, 2 blocks."""
+def test_blocks_come_as_the_answer_grows() -> None:
+    """Prompt 5 and 5 more tokens, the last of which is never read: 9 tokens, 3 blocks in the end."""
     scheduler, pool = make_scheduler()
-    sequence = make(Generate, 5, max_tokens=4)
+    sequence = make(Generate, 5, max_tokens=5)
     scheduler.add(sequence)
-    run(scheduler)
-    assert pool.used == len(sequence.block_ids) == 2
+    used = []
+    for _ in range(5):
+        run(scheduler)
+        used.append(pool.used)
+    assert used == [2, 2, 2, 2, 3]
+    assert len(sequence.token_ids) == 10
 
 
-def test_a_prefill_reserves_its_prompt_only() -> None:
+def test_a_prefill_takes_blocks_for_its_prompt_only() -> None:
     scheduler, pool = make_scheduler()
     scheduler.add(make(Prefill, 5, max_tokens=400))
     assert scheduler.admit() == []

@@ -23,7 +23,7 @@ name = "decode_0"
 stage = "decode"
 """
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def load(directory: Path, text: str) -> Deployment:

@@ -1,0 +1,33 @@
+"""Decode ↔ prefill, over NIXL: whether a lease held while its KV was read."""
+
+from __future__ import annotations
+
+from tandem.errors import ErrorCode
+from tandem.messages.base import Message
+
+
+class Confirm(Message, tag="confirm", frozen=True, kw_only=True):
+    """The read of a lease's blocks has ended: did the lease still hold? Repeated until answered."""
+
+    correlation: int
+    """Names this question among all of one sender; a repetition has the same."""
+    lease_id: int
+    holder: str
+    """Agent name of the worker, and thereby the epoch, that granted the lease."""
+
+
+class Confirmed(Message, tag="confirmed", frozen=True, kw_only=True):
+    """The lease held during the whole read, and ended now."""
+
+    correlation: int
+
+
+class NotConfirmed(Message, tag="not_confirmed", frozen=True, kw_only=True):
+    """The lease did not hold; what was read must not be used."""
+
+    correlation: int
+    code: ErrorCode
+    message: str
+
+
+TransferNote = Confirm | Confirmed | NotConfirmed
