@@ -158,7 +158,7 @@ def main(
     console.print(table(report))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(to_html(report))
-    out.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    out.with_suffix(".json").write_bytes(msgspec.json.encode(report))
     console.print(f"written: {out} and {out.with_suffix('.json').name}")
 
 
