@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 from tandem.cli.client import Client
 from tandem.deployment import Deployment, Health, Kv, Model, Routing, Server, Worker, to_json
 from tandem.errors import TandemError
+from tandem.keys import KEY_BYTES, KEY_VARIABLE
 from tandem.messages import Hello, HelloReply
 from tests.hosts import Host, Hosts, make_hosts
 
@@ -43,7 +44,7 @@ class Cluster:
     def __init__(self, hosts: Hosts, directory: Path) -> None:
         self._hosts, self._directory = hosts, directory
         self._running: dict[str, subprocess.Popen[str]] = {}
-        self._environment = {**os.environ, "TANDEM_HANDLE_KEY": secrets.token_hex(32)}
+        os.environ[KEY_VARIABLE] = secrets.token_hex(KEY_BYTES)  # of the servers, and of those who ask them
         self._names: dict[str, list[str]] = {}
 
     # ------------------------------------------------------------ where things are
@@ -108,7 +109,7 @@ class Cluster:
         part = self.part_of(host)
         log = (self._directory / f"{host.name}.log").open("a")
         command = [*_TANDEM, "serve", str(self._directory / "deployment.json"), "--only", part]
-        self._running[host.name] = host.popen(command, stdout=log, stderr=log, env=self._environment)
+        self._running[host.name] = host.popen(command, stdout=log, stderr=log)
         log.close()
 
     def terminate(self, host: Host) -> int:
