@@ -66,10 +66,8 @@ class WorkerTable:
         self._paired: Flags = np.zeros((0, 0), np.bool_)
         self._bars: dict[object, Numbers | None] = {}
         """Worked out since somebody joined, left or was paired."""
-        self._busy: list[bool] = []
-        """By place: whether it has anything in hand."""
         self._busy_shares: dict[StageName, float] = {}
-        """Worked out since any of these changed, or who takes new work."""
+        """Worked out since somebody became busy or idle, or others took new work."""
         for column in _COLUMNS:
             setattr(self, column, np.zeros(0, np.float64))
 
@@ -100,7 +98,6 @@ class WorkerTable:
         place = len(self.names)
         self.names = [*self.names, ""]
         self._roles.append(None)
-        self._busy.append(False)
         self._usable = np.append(self._usable, False)
         self._paired = np.pad(self._paired, (0, 1))
         for column in _COLUMNS:
@@ -212,8 +209,7 @@ class WorkerTable:
         if worker is not self._workers[place]:
             return  # removed since
         requests, blocks = worker.requests, worker.blocks_total
-        if (busy := requests > 0) is not self._busy[place]:
-            self._busy[place] = busy
+        if (requests > 0) != (self.in_hand.item(place) > 0):
             self._busy_shares.clear()
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
