@@ -22,9 +22,10 @@ from tests.checkpoints import make_random_checkpoint
 BUILD = Path(__file__).resolve().parents[3] / "build"
 
 STOPS_MIDWAY = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from conversion.convert import convert
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored
 def progress(done, total):
     if done > total / 2:
         print("midway", flush=True)
@@ -159,10 +160,13 @@ def test_interrupted_keeps_the_earlier_result(source: Path, out: Path) -> None:
 def test_killed_midway(source: Path, out: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-c", STOPS_MIDWAY, str(source), str(out)]
     with subprocess.Popen(command, cwd=BUILD, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "midway\n"
-        process.send_signal(stop)
-        process.wait(timeout=60)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "midway\n"
+            process.send_signal(stop)
+            process.wait(timeout=60)
+        finally:
+            process.kill()
     assert not out.exists()
 
     convert(source, out, Progress())
