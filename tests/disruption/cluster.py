@@ -19,7 +19,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from tandem.cli.client import Client
-from tandem.deployment import Deployment, Health, Kv, Model, Routing, Server, Worker, to_json
+from tandem.deployment import Deployment, Health, Kv, Limits, Model, Routing, Server, Worker, to_json
 from tandem.errors import TandemError
 from tandem.keys import KEY_BYTES, KEY_VARIABLE
 from tandem.messages import Hello, HelloReply
@@ -33,6 +33,8 @@ PARTS = ["gateway", "gateway", "prefill", "prefill", "decode", "decode"]
 """By host."""
 DISK_BYTES = 96 << 20
 """Of the disk below each worker's KV memory, which can hold more."""
+MAX_QUEUE_S = 100.0
+"""Below the requests' own limit: nobody is to be refused because faults have left few workers for a while."""
 READY_S = 120.0
 ENDED_S = 60.0
 _TANDEM = [sys.executable, "-c", "from tandem.cli import app; app()"]
@@ -207,6 +209,7 @@ def make_deployment(disk: Path) -> Deployment:
         ],
         kv=Kv(lease_s=5.0, transfer_timeout_s=5.0),
         health=Health(silence_s=3.0, back_off_s=0.5),
+        limits=Limits(max_queue_s=MAX_QUEUE_S),
         routing=Routing(conditional_disaggregation=False),
     )
 
