@@ -145,7 +145,7 @@ def show(this: Soak, problem: str, console: Console) -> None:
     verdict = f"LOST: {problem}" if problem else "nothing hung, nothing was lost, nothing is left"
     console.print(
         f"{this.injected.total()} faults injected, {this.repaired.total()} repaired; {load.done} answers, each the "
-        f"undisturbed one, {load.retried} of them by the other gateway; {load.left} clients left; slowest "
+        f"undisturbed one; {load.retried} times asked again at the other gateway; {load.left} clients left; slowest "
         f"{load.slowest:.1f} s; {verdict}"
     )
 

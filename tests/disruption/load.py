@@ -23,6 +23,8 @@ TIMEOUT_S = 120.0
 """Of a request: long enough for one worker to answer all of them."""
 MARGIN_S = 10.0
 """By so much later at most its client has its end."""
+TRIES = 4
+"""As often a request is asked, at the one gateway and the other in turn: one may be struck right after the other."""
 PATIENCE_S = 180.0
 _ALIVE = grpc_aio.KeepAliveOptions(keepalive_time_ms=2000, keepalive_timeout_ms=2000, http2_max_pings_without_data=0)
 
@@ -64,7 +66,7 @@ class Load:
         self.done = 0
         """Answers that were as they should be."""
         self.retried = 0
-        """Requests that the other gateway answered, since theirs was struck."""
+        """How often a request was asked again at the other gateway, since the one that had it was struck."""
         self.left = 0
         """Clients who left, with what they should have got by then."""
         self.tokens = 0
@@ -124,18 +126,19 @@ class Load:
         await self.until(f"answers from {names}", lambda: all(self.used.get(name, 0.0) > now for name in names))
 
     async def _ask_on(self, gateway: Host) -> None:
-        other = next(host for host in self._cluster.gateways if host is not gateway)
         while not self._ended:
             number = next(self._next) % len(self._requests)
-            began = time.monotonic()
-            answer = await self._ask(gateway, number)
-            if answer.error is not None and gateway in self.struck:
+            began, asked = time.monotonic(), gateway
+            answer = await self._ask(asked, number)
+            for _ in range(TRIES - 1):
+                if answer.error is None or asked not in self.struck:
+                    break
                 self.retried += 1
                 self.slowest = max(self.slowest, time.monotonic() - began)
-                began = time.monotonic()
-                answer = await self._ask(other, number)
-            elif answer.error is None:
-                self.used[f"gateway {gateway.name}"] = time.monotonic()
+                began, asked = time.monotonic(), next(host for host in self._cluster.gateways if host is not asked)
+                answer = await self._ask(asked, number)
+            if answer.error is None:
+                self.used[f"gateway {asked.name}"] = time.monotonic()
             self._take(number, answer, time.monotonic() - began)
 
     async def _ask(self, gateway: Host, number: int) -> Answer:
