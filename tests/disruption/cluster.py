@@ -35,6 +35,8 @@ DISK_BYTES = 96 << 20
 """Of the disk below each worker's KV memory, which can hold more."""
 MAX_QUEUE_S = 100.0
 """Below the requests' own limit: nobody is to be refused because faults have left few workers for a while."""
+MAX_MIGRATIONS = 10
+"""Of one request: in the soak, faults overlap, and each may take one more of its workers."""
 READY_S = 120.0
 ENDED_S = 60.0
 _TANDEM = [sys.executable, "-c", "from tandem.cli import app; app()"]
@@ -209,7 +211,7 @@ def make_deployment(disk: Path) -> Deployment:
         ],
         kv=Kv(lease_s=5.0, transfer_timeout_s=5.0),
         health=Health(silence_s=3.0, back_off_s=0.5),
-        limits=Limits(max_queue_s=MAX_QUEUE_S),
+        limits=Limits(max_queue_s=MAX_QUEUE_S, max_migrations=MAX_MIGRATIONS),
         routing=Routing(conditional_disaggregation=False),
     )
 
