@@ -97,9 +97,10 @@ class _Held:
 class Admission:
     """The queue of one orchestrator, and the sums of what it let go."""
 
-    def __init__(self, limits: Limits, find_room: Callable[[float], Room | None]) -> None:
-        """``find_room`` says what the workers can take beyond what was booked there, given ``limits.kv_share``."""
-        self._limits, self._find_room = limits, find_room
+    def __init__(self, limits: Limits, find_room: Callable[[float, int], Room | None]) -> None:
+        """``find_room`` says what the workers can take beyond what was booked there, given ``limits.kv_share`` and how
+        many wait for it."""
+        self._limits, self._ask_room = limits, find_room
         self.queue: FairQueue[Ticket] = FairQueue()
         self._leave_by: list[tuple[float, int, Ticket]] = []
         self._numbers = itertools.count()
@@ -151,7 +152,7 @@ class Admission:
         admitted: list[Ticket] = []
         if not self.queue:
             return admitted
-        room = self._find_room(self._limits.kv_share)
+        room = self._find_room()
         while (head := self.queue.head()) is not None and self._fits(head, room):
             self.queue.pop()
             head.state = "admitted"
@@ -192,6 +193,9 @@ class Admission:
 
     # -------------------------------------------------------------- what is let go
 
+    def _find_room(self) -> Room | None:
+        return self._ask_room(self._limits.kv_share, len(self.queue))
+
     def _fits(self, ticket: Ticket, room: Room | None) -> bool:
         """Whether there is room. Alone a request always may go: who cannot do it says so."""
         if room is None or not self._in_flight.requests:
@@ -210,17 +214,18 @@ class Admission:
     # -------------------------------------------------------------- what is refused
 
     def _expected_wait_s(self, priority: int, tenant: str, cost: int, now: float) -> float:
-        """By how fast requests have gone of late, while some waited; if none has, by how fast prompts are read."""
+        """By how fast requests have gone of late, while some waited; if none has, by how fast prompts are read. A
+        standstill is taken to last as long again, once: it says nothing about how long each of them takes."""
         before = self.queue.cost_before(priority, tenant, cost)
         if not before:
             return 0.0
-        each_s = self._pace.seconds_per_token(now)
+        each_s = self._pace.seconds_per_token
         if each_s is None:
-            room = self._find_room(self._limits.kv_share)
+            room = self._find_room()
             prompts = sum(ticket.demand.prompt_tokens for ticket in self.queue)
             share = prompts / sum(ticket.cost for ticket in self.queue)
             each_s = 0.0 if room is None or room.read_s is None else room.read_s * share
-        return before * each_s
+        return before * each_s + self._pace.standstill_s(now)
 
     def _check_wait(self, wait_s: float) -> None:
         most = self._limits.max_queue_s
@@ -231,7 +236,7 @@ class Admission:
     def _check_deadline(
         self, demand: Demand, wait_s: float, time_left_s: float, first_token_s: Callable[[], float]
     ) -> None:
-        room = self._find_room(self._limits.kv_share) if math.isfinite(time_left_s) else None
+        room = self._find_room() if math.isfinite(time_left_s) else None
         if room is None or room.alone_s is None:
             return  # nobody has been measured
         if wait_s + 2 * room.alone_s * demand.prompt_tokens + SLACK_S <= time_left_s:

@@ -131,11 +131,12 @@ class Fleet:
         max_tokens: int,
         *,
         salt: str = "",
+        waiting: int = 0,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Plan:
-        """Where a request would go now; to those of ``avoid`` only where there is nobody else. Waits while there are no
-        workers: one that starts again is back within seconds.
+        """Where a request would go now, ``waiting`` others being there that wait for room; to those of ``avoid`` only
+        where there is nobody else. Waits while there are no workers: one that starts again is back within seconds.
 
         Raises:
             TandemError: ``worker_lost`` when there are still none.
@@ -145,15 +146,17 @@ class Fleet:
         def attempt() -> Plan:
             if avoid:
                 with suppress(TandemError):
-                    return self._plan_now(hashes, len(token_ids), max_tokens, avoid)
-            return self._plan_now(hashes, len(token_ids), max_tokens, ())
+                    return self._plan_now(hashes, len(token_ids), max_tokens, waiting, avoid)
+            return self._plan_now(hashes, len(token_ids), max_tokens, waiting)
 
         return await self._patiently(attempt, patience_s)
 
-    def _plan_now(self, hashes: list[int], num_tokens: int, max_tokens: int, avoid: Collection[str]) -> Plan:
+    def _plan_now(
+        self, hashes: list[int], num_tokens: int, max_tokens: int, waiting: int = 0, avoid: Collection[str] = ()
+    ) -> Plan:
         now = time.monotonic()
         stand_in = self._have_met or now >= self._meeting_ends
-        return self._router.plan(hashes, num_tokens, max_tokens, now, stand_in=stand_in, avoid=avoid)
+        return self._router.plan(hashes, num_tokens, max_tokens, now, waiting=waiting, stand_in=stand_in, avoid=avoid)
 
     async def route(
         self,
@@ -161,11 +164,14 @@ class Fleet:
         max_tokens: int,
         *,
         salt: str = "",
+        waiting: int = 0,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
         """The workers for a request; what it takes of them counts until its route ends. Else as ``plan``."""
-        return self._assign(await self.plan(token_ids, max_tokens, salt=salt, avoid=avoid, patience_s=patience_s))
+        return self._assign(
+            await self.plan(token_ids, max_tokens, salt=salt, waiting=waiting, avoid=avoid, patience_s=patience_s)
+        )
 
     def route_now(
         self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
@@ -173,7 +179,7 @@ class Fleet:
         """Likewise without those of ``avoid`` and without waiting; None where that leaves nobody."""
         try:
             hashes = hash_blocks(token_ids, self._block_size, salt)
-            return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid))
+            return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid=avoid))
         except TandemError:
             return None
 
@@ -181,13 +187,13 @@ class Fleet:
         """How long the prompt would take if it began now, the wait in its worker included; 0 where there is none."""
         try:
             hashes = hash_blocks(token_ids, self._block_size, salt)
-            return self._plan_now(hashes, len(token_ids), max_tokens, ()).first_token_s
+            return self._plan_now(hashes, len(token_ids), max_tokens).first_token_s
         except TandemError:
             return 0.0
 
-    def room(self, kv_share: float) -> Room | None:
+    def room(self, kv_share: float, waiting: int) -> Room | None:
         """How much more the workers can take at once; see ``Router.room``."""
-        return self._router.room(kv_share)
+        return self._router.room(kv_share, waiting)
 
     def blocks_for(self, prompt_tokens: int, max_tokens: int) -> int:
         """KV blocks that a request is likely to take."""

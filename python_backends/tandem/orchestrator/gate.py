@@ -61,6 +61,11 @@ class Gate:
         if (future := self._waiting.get(ticket)) is not None:
             await future
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait until the workers have room."""
+        return len(self._admission.queue)
+
     def booked(self, ticket: Ticket) -> None:
         """The router counts from now on what the request takes of the workers."""
         self._admission.booked(ticket)

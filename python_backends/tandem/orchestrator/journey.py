@@ -176,7 +176,12 @@ class Journey:
         patience_s = math.inf if self._recovery.migrations else None
         tokens, left = self._so_far()
         assignment = await self._fleet.route(
-            tokens, left, salt=self.ask.tenant, avoid=self._recovery.avoid, patience_s=patience_s
+            tokens,
+            left,
+            salt=self.ask.tenant,
+            waiting=self._gate.waiting,
+            avoid=self._recovery.avoid,
+            patience_s=patience_s,
         )
         return self._set_out(assignment)
 

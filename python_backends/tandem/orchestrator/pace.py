@@ -41,11 +41,13 @@ class Pace:
         self._seconds, self._tokens = keep * self._seconds + seconds, keep * self._tokens + tokens
         self._since = now
 
-    def seconds_per_token(self, now: float) -> float | None:
-        """The mean, a standstill until now included; None as long as too little was measured."""
-        standstill = 0.0
-        if self._began is not None:
-            standstill = now - (self._began if self._first is None else self._since)
-        if not self._tokens or self._seconds + standstill < LEAST_S:
-            return None
-        return (self._seconds + standstill) / self._tokens
+    @property
+    def seconds_per_token(self) -> float | None:
+        """The mean; None as long as too little was measured."""
+        return self._seconds / self._tokens if self._tokens and self._seconds >= LEAST_S else None
+
+    def standstill_s(self, now: float) -> float:
+        """For how long nobody has left the queue, though somebody waits."""
+        if self._began is None:
+            return 0.0
+        return now - (self._began if self._first is None else self._since)

@@ -14,6 +14,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
     prefill_s: float
     """Wait, uncached tokens and room on the prefill worker."""
+    held_up_s: float
+    """What those who wait until prefill workers have room lose meanwhile, added up."""
     transfer_s: float
     """KV of the whole prompt, from one to the other."""
     decode_s: float
@@ -22,7 +24,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total_s(self) -> float:
         """All of it."""
-        return self.prefill_s + self.transfer_s + self.decode_s
+        return self.prefill_s + self.held_up_s + self.transfer_s + self.decode_s
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 
-from tandem.routing.table import WorkerTable
+from tandem.routing.table import Numbers, WorkerTable
 
 AHEAD_S = 0.2
 """Of prompts that a worker has to read, at most so much is handed to it in advance: more than a message's way takes."""
@@ -16,6 +16,13 @@ AHEAD_STEPS = 2.0
 HEADROOM = 0.25
 """Requests beyond the largest decode batches: those that are still in prefill or on their way."""
 LEAST_HEADROOM = 2.0
+
+
+def read_ahead_s(table: WorkerTable) -> Numbers:
+    """For how long each worker could read prompts that are handed to it in advance; shape [workers]."""
+    ahead: Numbers = np.maximum(AHEAD_S, AHEAD_STEPS * table.prefill_step_s)
+    ahead -= table.wait_s
+    return np.maximum(ahead, 0.0, out=ahead)
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,13 +34,17 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     blocks: float = math.inf
     """Of KV, for prompts and what answers will take."""
     read_s: float | None = None
-    """Per prompt token, all prefill workers reading at once; None as long as nobody has been measured."""
+    """Per prompt token, all who would read reading at once; None as long as nobody has been measured."""
     alone_s: float | None = None
     """Per prompt token, on the fastest of them."""
 
 
-def find_room(table: WorkerTable, kv_share: float) -> Room | None:
-    """The room there is now; ``kv_share`` of the KV blocks count. None where nobody takes new work."""
+def find_room(table: WorkerTable, kv_share: float, held_up: float) -> Room | None:
+    """The room there is now; ``kv_share`` of the KV blocks count. None where nobody takes new work.
+
+    ``held_up``: requests that wait for each prefill worker. Where fewer answers stand still while a decode worker reads
+    a prompt, it would be given to that one, which counts too then.
+    """
     decoders, readers = table.bar("decode"), table.bar("prefill")
     deciders = readers if decoders is None else decoders
     readers = decoders if readers is None else readers
@@ -45,13 +56,13 @@ def find_room(table: WorkerTable, kv_share: float) -> Room | None:
     share, block = kv_share - table.used_share[writing], table.block_share[writing]
     blocks = math.inf if (block == 0.0).any() else float((np.maximum(share, 0.0) / block).sum())
     room = Room(requests=float(np.maximum(slots, 0.0).sum()), blocks=blocks)
+    reading |= writing & (table.stalled < held_up)
     per_token = table.prefill_s[reading]
     if not table.has_measured_prefill or (per_token <= 0.0).any():
         return room
-    ahead = np.maximum(AHEAD_S, AHEAD_STEPS * table.prefill_step_s[reading]) - table.wait_s[reading]
     return msgspec.structs.replace(
         room,
-        prompt_tokens=float((np.maximum(ahead, 0.0) / per_token).sum()),
+        prompt_tokens=float((read_ahead_s(table)[reading] / per_token).sum()),
         read_s=float(1.0 / (1.0 / per_token).sum()),
         alone_s=float(per_token.min()),
     )

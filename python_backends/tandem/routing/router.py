@@ -17,7 +17,7 @@ from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
 from tandem.routing.index import PrefixIndex
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
-from tandem.routing.room import Room, find_room
+from tandem.routing.room import Room, find_room, read_ahead_s
 from tandem.routing.table import NOBODY, Numbers, Places, WorkerTable
 from tandem.routing.worker import Booking
 
@@ -167,12 +167,14 @@ class Router:
         max_tokens: int,
         now: float,
         *,
+        waiting: int = 0,
         stand_in: bool = True,
         avoid: Collection[str] = (),
     ) -> Plan:
         """Where a request would go now, given the hashes of its prompt's whole blocks; to none of ``avoid``.
 
-        With ``stand_in``, workers of one stage do both where the other stage has none.
+        ``waiting`` others are held up by every prompt that a prefill worker reads: see ``room``. With ``stand_in``,
+        workers of one stage do both where the other stage has none.
 
         Raises:
             TandemError: ``worker_lost``, naming the stage that has no worker.
@@ -189,12 +191,14 @@ class Router:
         whole = None
         if self._routing.conditional_disaggregation and table.has_measured_prefill:
             whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
-        verdict = choose_way(self._split(costs, prefill, decode), self._whole(costs, whole))
+        verdict = choose_way(self._split(costs, prefill, decode, waiting), self._whole(costs, whole))
         return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
 
-    def room(self, kv_share: float) -> Room | None:
-        """How much more the workers can take at once; None where there are none. See ``find_room``."""
-        return find_room(self._table, kv_share)
+    def room(self, kv_share: float, waiting: int) -> Room | None:
+        """How much more the workers can take at once, ``waiting`` requests being there that wait for it; None where
+        there are no workers. See ``find_room``."""
+        helps = self._routing.conditional_disaggregation
+        return find_room(self._table, kv_share, self._held_up(waiting) if helps else 0.0)
 
     def commit(self, plan: Plan, now: float) -> Route:
         """Count a plan as chosen: the next one takes it into account."""
@@ -259,10 +263,17 @@ class Router:
 
     # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
 
-    def _split(self, costs: Costs, prefill: Choice, decode: Choice) -> Split:
+    def _held_up(self, waiting: int) -> float:
+        """Of those who wait, how many each prefill worker holds up."""
+        return waiting / max(1, self._table.usable("prefill"))
+
+    def _split(self, costs: Costs, prefill: Choice, decode: Choice, waiting: int) -> Split:
         pull_s = self._table.pull_s.item(decode.cheapest)
+        # Where a prefill worker has room they wait for something else.
+        held_up = self._held_up(waiting) if waiting and not read_ahead_s(self._table).item(prefill.cheapest) else 0.0
         return Split(
             prefill_s=costs.of("prefill").total.item(prefill.cheapest),
+            held_up_s=costs.work.item(prefill.cheapest) * held_up,
             transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,
             decode_s=costs.of("decode").total.item(decode.cheapest),
         )

@@ -170,14 +170,18 @@ class WorkerTable:
         flags: Flags = self._usable_in("prefill", None, avoid) & partners.any(axis=1)
         return flags
 
+    def usable(self, stage: StageName) -> int:
+        """How many of a stage take new work."""
+        bar = self.bar(stage)
+        return 0 if bar is None else len(bar) - int(np.count_nonzero(bar))
+
     # -------------------------------------------------------------- what they have in hand
 
     def busy_share(self, stage: StageName) -> float:
         """Of a stage's workers that take new work, those that have some in hand."""
         if stage not in self._busy_shares:
-            bar, share = self.bar(stage), 0.0
-            if bar is not None:
-                share = int(np.count_nonzero(self.in_hand > bar)) / (len(bar) - int(np.count_nonzero(bar)))
+            bar = self.bar(stage)
+            share = 0.0 if bar is None else int(np.count_nonzero(self.in_hand > bar)) / self.usable(stage)
             self._busy_shares[stage] = share
         return self._busy_shares[stage]
 

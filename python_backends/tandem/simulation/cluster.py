@@ -180,7 +180,8 @@ class Cluster:
 
     def _set_out(self, request: _Request) -> None:
         arrival, now = request.arrival, self._clock.now
-        plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now)
+        waiting = len(self._admission.queue) if self._admission else 0
+        plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now, waiting=waiting)
         request.route = route = self._router.commit(plan, now)
         names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
         request.places = {stage: self._places[name] for stage, name in names.items() if name is not None}

@@ -18,9 +18,11 @@ class Workers:
 
     def __init__(self, room: Room | None) -> None:
         self.room = room
+        self.waiting = 0
 
-    def __call__(self, kv_share: float) -> Room | None:
+    def __call__(self, kv_share: float, waiting: int) -> Room | None:
         assert kv_share == 1.0
+        self.waiting = waiting
         return self.room
 
 
@@ -34,6 +36,15 @@ def make(room: Room | None = None, **limits: float) -> Admission:
 
 def enter(admission: Admission, now: float, count: int = 1, **fields: int) -> list[Ticket]:
     return [admission.enter(demand(**fields), now)[0] for _ in range(count)]
+
+
+def test_workers_are_asked_for_room_with_how_many_wait_for_it() -> None:
+    admission = Admission(Limits(), workers := Workers(Room(requests=1.0)))
+    enter(admission, 0.0, 5)
+    assert len(admission.admit(0.0)) == 1
+    assert workers.waiting == 5
+    admission.admit(0.0)
+    assert workers.waiting == 4
 
 
 @pytest.mark.parametrize(
@@ -107,11 +118,12 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come_back()
     assert enter(admission, now, priority=1)
 
 
-def test_a_standstill_counts_as_well() -> None:
+def test_a_standstill_counts_once() -> None:
+    """Not for each of those who wait: when it is over they go as fast as before."""
     admission = make(Room(requests=0.0), max_queue_s=100.0)
     now = serve_slowly(admission, seconds_each=1.0)
     enter(admission, now, 20)
-    admission.check(5, "", now + 1)
+    admission.check(5, "", now + 50)
     with pytest.raises(Refusal):
         admission.check(5, "", now + 99)
 

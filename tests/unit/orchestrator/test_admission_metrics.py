@@ -13,7 +13,7 @@ from tandem.routing.room import Room
 def test_queues_are_shown_by_priority_and_tenant_with_few_labels() -> None:
     registry = CollectorRegistry()
     metrics = AdmissionMetrics(registry)
-    admission = Admission(Limits(), lambda _share: Room(requests=0.0))
+    admission = Admission(Limits(), lambda *_: Room(requests=0.0))
     tenants = ["", *(f"t{n}" for n in range(MAX_TENANTS + 4))]
     tickets = []
     for tenant in ("first", *tenants):

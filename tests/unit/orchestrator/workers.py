@@ -95,10 +95,11 @@ class Workers:
         max_tokens: int,
         *,
         salt: str = "",
+        waiting: int = 0,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
-        self.patience_s = patience_s
+        self.patience_s, self.waiting = patience_s, waiting
         return self.route_now(token_ids, max_tokens, salt=salt, avoid=avoid) or self._assign(
             self._plan(token_ids, max_tokens, ())
         )

@@ -93,10 +93,12 @@ def ask(
     tokens: int | None = None,
     answer: int = 50,
     now: float = 0.0,
+    waiting: int = 0,
     avoid: Collection[str] = (),
 ) -> Plan:
     """Plan a prompt of these blocks and one token more."""
-    return router.plan(hashes, len(hashes) * BLOCK + 1 if tokens is None else tokens, answer, now, avoid=avoid)
+    num_tokens = len(hashes) * BLOCK + 1 if tokens is None else tokens
+    return router.plan(hashes, num_tokens, answer, now, waiting=waiting, avoid=avoid)
 
 
 def make_table(each: int = 1) -> WorkerTable:

@@ -11,15 +11,15 @@ from tandem.routing.disaggregation import Split, Whole, choose_way
 SECONDS = st.floats(0, 100)
 
 
-def split(prefill_s: float = 0.0, transfer_s: float = 0.0, decode_s: float = 0.0) -> Split:
-    return Split(prefill_s=prefill_s, transfer_s=transfer_s, decode_s=decode_s)
+def split(prefill_s: float = 0.0, held_up_s: float = 0.0, transfer_s: float = 0.0, decode_s: float = 0.0) -> Split:
+    return Split(prefill_s=prefill_s, held_up_s=held_up_s, transfer_s=transfer_s, decode_s=decode_s)
 
 
 def whole(prefill_s: float = 0.0, stall_s: float = 0.0, decode_s: float = 0.0) -> Whole:
     return Whole(prefill_s=prefill_s, stall_s=stall_s, decode_s=decode_s)
 
 
-@given(st.builds(split, SECONDS, SECONDS, SECONDS), st.builds(whole, SECONDS, SECONDS, SECONDS))
+@given(st.builds(split, SECONDS, SECONDS, SECONDS, SECONDS), st.builds(whole, SECONDS, SECONDS, SECONDS))
 def test_the_way_that_takes_less_is_taken(two: Split, one: Whole) -> None:
     verdict = choose_way(two, one)
     taken, other = (one.total_s, two.total_s) if verdict.way == "whole" else (two.total_s, one.total_s)

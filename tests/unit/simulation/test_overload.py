@@ -14,8 +14,8 @@ from tandem.simulation.results import Results
 from tandem.simulation.trace import TRACE_BLOCK, Arrival
 
 PLAN = WorkerPlan(find_profile("h100-llama-3.1-8b"))
-CAPACITY = 3.5
-"""Requests a second that a worker of each stage can read and write, about."""
+CAPACITY = 5.0
+"""Requests a second that a worker of each stage can read and write, about, where both read."""
 MAX_QUEUE_S = 3.0
 SECONDS = 120.0
 
