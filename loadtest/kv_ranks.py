@@ -102,7 +102,7 @@ class Rank:
         self._host = HostMemory(spec.blocks * block_bytes)
         self.memory = self._host.array.reshape(spec.blocks, block_bytes)
         self.pool = BlockPool(spec.blocks)
-        self.leases = LeaseTable(self.pool, spec.lease_s)
+        self.leases = LeaseTable(self.pool, spec.lease_s, words=self._host.lease_words)
         place: Any = {
             "agent_name": f"{spec.worker_id}.{spec.epoch:x}.{rank}",
             "address": self.memory.ctypes.data,

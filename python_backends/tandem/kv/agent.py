@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tandem.errors import TandemError
 from tandem.kv.inbox import Inbox
-from tandem.kv.memory import Bytes, map_shared, populate
+from tandem.kv.memory import Bytes, MappedMemory, Words, map_shared, populate
 from tandem.kv.reshard import Run
 from tandem.messages import SharedMemory, TransferInfo, TransferNote, decoder, encode
 
@@ -45,12 +45,19 @@ class Remote:
     """Whether each of us can map the other's memory: then nobody has to look for what the other says or reads."""
     mapped: Bytes | None = None
     """In place of the lists: its memory, [num_blocks, block_bytes]."""
+    lease_words: Words | None = None
+    """Which of its leases hold; where its memory is mapped."""
     lost: bool = False
 
     @property
     def name(self) -> str:
         """Agent name, unique for worker, epoch and rank."""
         return self.info.agent_name
+
+    def holds(self, lease_id: int) -> bool:
+        """Whether a lease is seen to hold, so that its blocks are what they were when it was granted."""
+        words = self.lease_words
+        return words is not None and int(words[lease_id % len(words)]) == lease_id
 
     @property
     def read_bytes(self) -> int:
@@ -107,9 +114,9 @@ class Agent:
             self._nixl.add_remote_agent(info.agent_metadata)
             mapped = self._map(info)
             if mapped is not None and runs:
-                populate(mapped)
-                mapped = mapped[: info.num_blocks * info.block_bytes].reshape(info.num_blocks, -1)
-                return Remote(info, runs, is_near=True, mapped=mapped)
+                populate(mapped.array)
+                blocks = mapped.array[: info.num_blocks * info.block_bytes].reshape(info.num_blocks, -1)
+                return Remote(info, runs, is_near=True, mapped=blocks, lease_words=mapped.lease_words)
             if not runs:
                 return Remote(info, runs, is_near=mapped is not None)
             try:
@@ -204,7 +211,7 @@ class Agent:
         """Give the memory back. No read may be under way, and all peers must be disconnected."""
         self._nixl.deregister_memory(self._registered)
 
-    def _map(self, info: TransferInfo) -> Bytes | None:
+    def _map(self, info: TransferInfo) -> MappedMemory | None:
         """All the memory of a peer, if it is on this host."""
         return None if info.shared is None or self.info.shared is None else map_shared(info.shared)
 

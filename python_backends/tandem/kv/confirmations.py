@@ -1,4 +1,4 @@
-"""How a prefill worker answers confirmations: each question once, each repetition with the same answer."""
+"""How a prefill worker answers claims and confirmations: each question once, each repetition with the same answer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections import OrderedDict
 
 from tandem.errors import TandemError
 from tandem.kv.leases import LeaseTable
-from tandem.messages import Confirm, Confirmed, NotConfirmed
+from tandem.messages import Claim, Claimed, Confirm, Confirmed, NotConfirmed
 
 REMEMBERED = 4096
 """Answers kept for repeated questions; a question is repeated for as long as a transfer may take."""
+
+Question = Claim | Confirm
+Answer = Claimed | Confirmed | NotConfirmed
 
 
 class Confirmations:
@@ -19,18 +22,18 @@ class Confirmations:
         """``holder`` is the agent name of this worker, which the leases of this epoch are known by."""
         self._holder = holder
         self._leases = leases
-        self._answers: OrderedDict[tuple[str, int], Confirmed | NotConfirmed] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, Question], Answer] = OrderedDict()
 
-    def answer(self, redeemer: str, question: Confirm) -> Confirmed | NotConfirmed:
-        """The answer to ``question`` of the agent called ``redeemer``. A yes ends the lease."""
-        key = (redeemer, question.correlation)
+    def answer(self, redeemer: str, question: Question) -> Answer:
+        """The answer to ``question`` of the agent called ``redeemer``. A yes to a confirmation ends the lease."""
+        key = (redeemer, question)
         if key not in self._answers:
-            self._answers[key] = self._decide(question)
+            self._answers[key] = self._decide(f"{redeemer}/{question.correlation}", question)
             if len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)
         return self._answers[key]
 
-    def _decide(self, question: Confirm) -> Confirmed | NotConfirmed:
+    def _decide(self, claimant: str, question: Question) -> Answer:
         try:
             if question.holder != self._holder:
                 raise TandemError(
@@ -38,7 +41,10 @@ class Confirmations:
                     f"lease {question.lease_id} was granted by {question.holder!r}, but this is {self._holder!r}: "
                     "the worker was restarted and its KV is lost, so run the prefill again",
                 )
-            self._leases.confirm(question.lease_id)
+            if isinstance(question, Claim):
+                self._leases.claim(question.lease_id, claimant)
+                return Claimed(correlation=question.correlation)
+            self._leases.confirm(question.lease_id, claimant)
         except TandemError as refusal:
             return NotConfirmed(correlation=question.correlation, code=refusal.code, message=refusal.message)
         return Confirmed(correlation=question.correlation)

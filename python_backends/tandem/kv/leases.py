@@ -6,6 +6,10 @@
 
 Every end frees the blocks, at once and once. The reader confirms after its read has ended; so a confirmed lease
 means that the blocks were untouched during the whole read.
+
+A reader on the same host may claim the lease before its read: nobody else redeems it then (handle_used). Which leases
+hold stands in memory that it can see; a word goes before its blocks do. So it sees by itself whether they were
+untouched, and nobody waits for its confirmation.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 
 from tandem.errors import ErrorCode, TandemError
 from tandem.kv.blocks import BlockPool
+from tandem.kv.memory import Words
 
 REMEMBERED = 8192
 """Ended leases whose end is remembered; a refusal for an older one says ``lease_unknown``."""
@@ -30,19 +35,28 @@ _REFUSALS: dict[ErrorCode, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Lease:
     request_id: str
     block_ids: tuple[int, ...]
     deadline: float
+    claimant: str = ""
+    """Who alone may redeem it; empty: whoever comes first."""
 
 
 class LeaseTable:
     """The leases of one worker. Thread-safe, with no threads and no waits of its own."""
 
-    def __init__(self, pool: BlockPool, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock`` gives seconds that never run backwards."""
+    def __init__(
+        self,
+        pool: BlockPool,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        words: Words | None = None,
+    ) -> None:
+        """``clock`` gives seconds that never run backwards. In ``words`` (``HostMemory``) stands which leases hold."""
         self.pool = pool
+        self._words = words
         self._lease_s = lease_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -87,6 +101,7 @@ class LeaseTable:
             self._granted += 1
             lease_id = self._granted
             self._held[lease_id] = _Lease(request_id, tuple(block_ids), self._clock() + self._lease_s)
+            self._show(lease_id)
             self._leases_of.setdefault(request_id, set()).add(lease_id)
             self._leases_on.update(block_ids)
         self.on_grant()
@@ -98,19 +113,32 @@ class LeaseTable:
             self._expire_overdue()
             return None if lease_id in self._held else self._ended.get(lease_id, "lease_unknown")
 
-    def confirm(self, lease_id: int) -> None:
-        """End a lease as redeemed and free its blocks.
+    def claim(self, lease_id: int, claimant: str) -> None:
+        """From now on nobody but ``claimant`` redeems the lease. It ends as it would have.
+
+        Raises:
+            TandemError: as ``confirm``.
+        """
+        with self._lock:
+            self._redeemable(lease_id, claimant).claimant = claimant
+
+    def confirm(self, lease_id: int, claimant: str = "") -> None:
+        """End a lease as redeemed by ``claimant`` and free its blocks.
 
         Raises:
             TandemError: ``handle_used``, ``lease_cancelled``, ``lease_expired`` or ``lease_unknown``; the blocks may
                 have changed during the read, so what was read must not be used.
         """
         with self._lock:
-            self._expire_overdue()
-            if lease_id in self._held:
-                self._end(lease_id, "handle_used")
-                return
-            code = self._ended.get(lease_id, "lease_unknown")
+            self._redeemable(lease_id, claimant)
+            self._end(lease_id, "handle_used")
+
+    def _redeemable(self, lease_id: int, claimant: str) -> _Lease:
+        self._expire_overdue()
+        lease = self._held.get(lease_id)
+        if lease is not None and lease.claimant in ("", claimant):
+            return lease
+        code = self._ended.get(lease_id, "lease_unknown") if lease is None else "handle_used"
         raise TandemError(code, f"lease {lease_id} {_REFUSALS[code]}")
 
     def cancel(self, request_ids: Iterable[str]) -> None:
@@ -135,7 +163,17 @@ class LeaseTable:
             self._end(lease_id, "lease_expired")
             self._expired += 1
 
+    def _show(self, lease_id: int) -> None:
+        """Where another lease stands in its place, it is not seen to hold: who reads asks then."""
+        if self._words is not None and not self._words[lease_id % len(self._words)]:
+            self._words[lease_id % len(self._words)] = lease_id
+
+    def _hide(self, lease_id: int) -> None:
+        if self._words is not None and self._words[lease_id % len(self._words)] == lease_id:
+            self._words[lease_id % len(self._words)] = 0
+
     def _end(self, lease_id: int, refusal: ErrorCode) -> None:
+        self._hide(lease_id)
         lease = self._held.pop(lease_id)
         siblings = self._leases_of[lease.request_id]
         siblings.remove(lease_id)

@@ -1,8 +1,11 @@
 """KV memory in a host's RAM, which other processes of this host can map: what lies next door is copied, not asked for.
 
 It is an anonymous file. Whoever may look at its owner's files (the same user) maps it through /proc, and copies at the
-speed of memcpy; there is no name to clean up, and a mapping outlives the owner. A token behind the last byte tells
-whether a process number means here what it means there: in another container or on another host it does not.
+speed of memcpy; there is no name to clean up, and a mapping outlives the owner. Behind the blocks stand the leases that
+hold, so that who has copied blocks sees whether they were untouched; and a token, which tells whether a process number
+means here what it means there: in another container or on another host it does not.
+
+    blocks │ lease words, one for each lease that holds │ token
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import threading
 import weakref
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +27,11 @@ import numpy.typing as npt
 from tandem.messages import SharedMemory
 
 Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
 
+LEASE_WORDS = 4096
+"""Leases that can be seen to hold at a time; whoever does not find one asks."""
+_WORD_BYTES = 8
 _TOKEN_BYTES = 16
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 """linux/mman.h"""
@@ -37,13 +45,13 @@ class HostMemory:
         """Raises OSError where the machine cannot give it."""
         file = os.memfd_create("tandem-kv")
         weakref.finalize(self, os.close, file)
-        os.ftruncate(file, num_bytes + _TOKEN_BYTES)
-        self.buffer = mmap.mmap(file, num_bytes + _TOKEN_BYTES)
+        os.ftruncate(file, _size(num_bytes))
+        self.buffer = mmap.mmap(file, _size(num_bytes))
         """The memory itself; what comes behind ``num_bytes`` is not to be written."""
         with contextlib.suppress(OSError):  # a kernel without huge pages
             self.buffer.madvise(mmap.MADV_HUGEPAGE)
         token = secrets.token_bytes(_TOKEN_BYTES)
-        self.buffer[num_bytes:] = token
+        self.buffer[-_TOKEN_BYTES:] = token
         self.place = SharedMemory(pid=os.getpid(), file=file, num_bytes=num_bytes, token=token)
         _populate(self.array, _POPULATE_WRITE)
 
@@ -52,10 +60,24 @@ class HostMemory:
         """The memory: [num_bytes]."""
         return np.frombuffer(self.buffer, dtype=np.uint8, count=self.place.num_bytes)
 
+    @property
+    def lease_words(self) -> Words:
+        """For ``LeaseTable``: [LEASE_WORDS]."""
+        return _words_in(self.buffer, self.place.num_bytes)
 
-def map_shared(place: SharedMemory) -> Bytes | None:
-    """Another process's ``HostMemory``, read-only: [num_bytes]. None: it is not within reach."""
-    path, size = Path(f"/proc/{place.pid}/fd/{place.file}"), place.num_bytes + _TOKEN_BYTES
+
+class MappedMemory(NamedTuple):
+    """Another process's ``HostMemory``, read-only."""
+
+    array: Bytes
+    """[num_bytes]."""
+    lease_words: Words
+    """[LEASE_WORDS]."""
+
+
+def map_shared(place: SharedMemory) -> MappedMemory | None:
+    """Another process's ``HostMemory``. None: it is not within reach."""
+    path, size = Path(f"/proc/{place.pid}/fd/{place.file}"), _size(place.num_bytes)
     try:
         found = path.stat()  # before it is opened: the number may mean anything here
         if not S_ISREG(found.st_mode) or found.st_size != size:
@@ -67,9 +89,20 @@ def map_shared(place: SharedMemory) -> Bytes | None:
             os.close(file)
     except (OSError, ValueError):
         return None
-    if buffer[place.num_bytes :] != place.token:
+    if buffer[-_TOKEN_BYTES:] != place.token:
         return None
-    return np.frombuffer(buffer, dtype=np.uint8, count=place.num_bytes)
+    array = np.frombuffer(buffer, dtype=np.uint8, count=place.num_bytes)
+    return MappedMemory(array, _words_in(buffer, place.num_bytes))
+
+
+def _size(num_bytes: int) -> int:
+    """Of the file."""
+    return num_bytes + (LEASE_WORDS + 1) * _WORD_BYTES + _TOKEN_BYTES
+
+
+def _words_in(buffer: mmap.mmap, num_bytes: int) -> Words:
+    aligned = -(-num_bytes // _WORD_BYTES) * _WORD_BYTES
+    return np.frombuffer(buffer, dtype=np.uint64, count=LEASE_WORDS, offset=aligned)
 
 
 def populate(mapped: Bytes) -> None:

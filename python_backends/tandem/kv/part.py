@@ -69,7 +69,7 @@ class _Stream:
 
 
 class PartRead:
-    """See the module. ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``."""
+    """See the module. ``prepare``, ``begin``, then ``step`` until ``done`` or until it raises; then ``has_settled``."""
 
     def __init__(
         self,
@@ -87,17 +87,19 @@ class PartRead:
         self._stop_reason: TandemError | None = None
         self._note: TransferNote | None = None
 
-    def begin(self, agent: Agent, remotes: Sequence[Remote], note: TransferNote | None = None) -> None:
-        """Start to read from ``remotes``, one for each source rank. ``note``, where there is but one, is sent to it as
-        soon as all is there.
+    def prepare(self, agent: Agent, remotes: Sequence[Remote]) -> None:
+        """Get ready to read from ``remotes``, one for each source rank.
 
         Raises:
-            TandemError: ``handle_malformed``: the blocks do not fit; nothing was begun.
+            TandemError: ``handle_malformed``: the blocks do not fit.
         """
         self._check_blocks([agent.info.num_blocks, *(remote.info.num_blocks for remote in remotes)])
-        self._note = note
         theirs = self.handle.block_ids
         self._streams = [_Stream(agent, remote, self.local_ids, theirs, self._clock) for remote in remotes]
+
+    def begin(self, note: TransferNote | None = None) -> None:
+        """Start to read. ``note``, where there is but one source rank, is sent to it as soon as all is there."""
+        self._note = note
         for stream in self._streams:
             self._read_on(stream)
 

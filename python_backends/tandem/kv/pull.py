@@ -3,10 +3,16 @@
 own part ──────────────┐
 followers' reports ────┴─ all there ── confirm ── confirmed ─► result without error
    any step: late, failed, refused, peer lost, aborted ──────► result with an error
+
+Between two processes of a host it is shorter, since one sees which leases of the other hold:
+
+claim ── own part there, and claimed ── lease seen to hold ──► result without error; prefill is told, nobody waits
+                                        └─ not seen: confirm, as above
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +20,7 @@ from dataclasses import dataclass
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Remote
 from tandem.kv.part import PartRead
-from tandem.messages import Confirm, ReadEnded, TransferNote
+from tandem.messages import Claim, Confirm, ReadEnded, TransferNote
 
 ASK_AGAIN_S = 0.1
 """A question may arrive before the other side is paired with us; it is repeated until it is answered."""
@@ -54,8 +60,8 @@ class Pull:
         self._started = self._step_began = clock()
         self._own_done = False
         self._ask_at: float | None = None
-        self._asked_by_read = False
-        self._confirmed = False
+        self._asked_by_read = self._claims = False
+        self._claimed = self._confirmed = False
         self._stop_reason: TandemError | None = None
 
     @property
@@ -77,10 +83,15 @@ class Pull:
         self, agent: Agent, leader: Remote, correlation: int, *, reads_leader_only: bool
     ) -> TransferNote | None:
         """Whom to ask in the end, and the name of this pull in the question. Returned is the question where the read
-        itself can ask it at its end: no other rank reads, and nothing is read from another one."""
+        itself can ask it at its end: no other rank reads, and nothing is read from another one. If the leases can be
+        seen from here, its claim goes out now, to be answered while the read is under way."""
         self._agent, self.leader, self.correlation = agent, leader, correlation
-        self._asked_by_read = reads_leader_only and not self._shares
-        return self._question if self._asked_by_read else None
+        alone = reads_leader_only and not self._shares
+        self._claims, self._asked_by_read = alone and leader.lease_words is not None, alone
+        if not self._claims:
+            return self._question if alone else None
+        self._agent.send(leader, self._question)
+        return None
 
     def step(self) -> bool:
         """Go on as far as possible without waiting; whether anything happened.
@@ -105,6 +116,8 @@ class Pull:
         if len(self._reported) < len(self._shares):
             self._check_followers(now)
             return moved
+        if self._claims and self._claimed:
+            self._look_at_lease()
         if self._confirmed:
             return False
         if self._ask_at is None or now >= self._ask_at:
@@ -112,6 +125,10 @@ class Pull:
             return True
         self._check_deadline(now)
         return False
+
+    def claim(self) -> None:
+        """Nobody else redeems the lease."""
+        self._claimed = True
 
     def confirm(self) -> None:
         """The lease held. The answer may be quicker than the news that the read has ended."""
@@ -159,6 +176,14 @@ class Pull:
                 f"{2 * self._timeout_s:g} s; is it running? (limit: twice kv.transfer_timeout_s)",
             )
 
+    def _look_at_lease(self) -> None:
+        """After the last byte was read: a lease that is seen to hold has held all along."""
+        self._claims, self._ask_at = False, None
+        if self.leader.holds(self.part.handle.lease_id):
+            self._confirmed = True
+            with contextlib.suppress(TandemError):  # if it is not heard, the lease ends by time
+                self._agent.send(self.leader, self._question)
+
     def _ask(self, now: float) -> None:
         if self._ask_at is None:
             self._step_began = now
@@ -166,10 +191,10 @@ class Pull:
         self._ask_at = now + ASK_AGAIN_S
 
     @property
-    def _question(self) -> Confirm:
-        return Confirm(
-            correlation=self.correlation, lease_id=self.part.handle.lease_id, holder=self.leader.info.agent_name
-        )
+    def _question(self) -> Claim | Confirm:
+        lease_id, holder = self.part.handle.lease_id, self.leader.info.agent_name
+        kind = Claim if self._claims else Confirm
+        return kind(correlation=self.correlation, lease_id=lease_id, holder=holder)
 
     def _check_deadline(self, now: float) -> None:
         if now - self._step_began > self._timeout_s:

@@ -84,7 +84,8 @@ class KvReader(TransferThread):
         try:
             if part.request_id in self._reads:
                 raise TandemError("invalid_request", f"request {part.request_id!r} has a read under way")
-            self._begin_part(part, self._find_peer(part))
+            self._prepare(part, self._find_peer(part))
+            part.begin()
         except TandemError as error:
             self._report(part, error)
             return

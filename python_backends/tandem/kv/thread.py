@@ -262,13 +262,13 @@ class TransferThread(ABC):
         for part in self._parts():
             part.check_stuck(remote)
 
-    def _begin_part(self, part: PartRead, peer: Peer, note: TransferNote | None = None) -> None:
-        """Start to read; ``note`` as in ``PartRead.begin``.
+    def _prepare(self, part: PartRead, peer: Peer) -> None:
+        """Get ready to read.
 
         Raises:
-            TandemError: why not; nothing was begun.
+            TandemError: why it cannot be.
         """
-        part.begin(self._agent, [self._peers.connect(peer, rank) for rank in peer.source_ranks], note)
+        part.prepare(self._agent, [self._peers.connect(peer, rank) for rank in peer.source_ranks])
 
     def _end(self, reason: TandemError) -> None:
         """Everybody who waits hears why nothing will come."""

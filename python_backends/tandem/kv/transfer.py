@@ -21,7 +21,7 @@ from tandem.kv.peers import LEADER, Peer
 from tandem.kv.pull import Pull, PullResult
 from tandem.kv.reshard import block_bytes_of
 from tandem.kv.thread import IDLE_POLL_S, Place, TransferThread
-from tandem.messages import Confirm, Confirmed, KvHandle, NotConfirmed, ReadEnded, TransferNote
+from tandem.messages import Claim, Claimed, Confirm, Confirmed, KvHandle, NotConfirmed, ReadEnded, TransferNote
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the library's from Python 3.11 on
@@ -122,14 +122,14 @@ class KvTransfer(TransferThread):
         return max((pull.began for pull in self._pulls.values() if not pull.is_near), default=None)
 
     def _take(self, sender: str, note: TransferNote) -> None:
-        if isinstance(note, Confirm):
+        if isinstance(note, Claim | Confirm):
             peer = self._peers.find_leader(sender)
             if peer is not None:  # else it asks again, and by then we may be paired
                 self._reply(peer, note)
         else:
             self._settle(sender, note)
 
-    def _reply(self, peer: Peer, question: Confirm) -> None:
+    def _reply(self, peer: Peer, question: Claim | Confirm) -> None:
         answer = self._confirmations.answer(peer.leader_name, question)
         try:
             self._agent.send(self._peers.connect(peer, LEADER), answer)
@@ -140,13 +140,14 @@ class KvTransfer(TransferThread):
         self._pulls[pull.request_id] = pull
         try:
             peer = self._find_peer(pull.part)
+            self._prepare(pull.part, peer)
             question = pull.ask_for_confirmation(
                 self._agent,
                 self._peers.connect(peer, LEADER),
                 next(self._correlations),
                 reads_leader_only=peer.source_ranks == [LEADER],
             )
-            self._begin_part(pull.part, peer, question)
+            pull.part.begin(question)
         except TandemError as error:
             self._finish(pull, error)
 
@@ -168,11 +169,13 @@ class KvTransfer(TransferThread):
             self._expire_at = now + IDLE_POLL_S
         return busy
 
-    def _settle(self, sender: str, answer: Confirmed | NotConfirmed) -> None:
+    def _settle(self, sender: str, answer: Claimed | Confirmed | NotConfirmed) -> None:
         for pull in self._pulls.values():
             if pull.correlation == answer.correlation and pull.leader.name == sender:
                 if isinstance(answer, NotConfirmed):
                     self._finish(pull, TandemError(answer.code, answer.message))
+                elif isinstance(answer, Claimed):
+                    pull.claim()
                 else:
                     pull.confirm()
                 return

@@ -21,7 +21,7 @@ unless the name says otherwise, and always durations: no clock is compared betwe
 """
 
 from tandem.messages.base import PROTOCOL_VERSION, FinishReason, Message, Role, StageName, decoder, does, encode
-from tandem.messages.confirmation import Confirm, Confirmed, NotConfirmed, TransferNote
+from tandem.messages.confirmation import Claim, Claimed, Confirm, Confirmed, NotConfirmed, TransferNote
 from tandem.messages.engine import EngineCommand, EngineError, EngineReport, Events, Loading, Ready, Start, Stop
 from tandem.messages.events import EngineEvent, Failed, Finished, Preempted, Prefilled, Pulled, TokenLogprob, Tokens
 from tandem.messages.group import Orders, PullOrder, ReadEnded, Row, StepPlan
@@ -56,6 +56,8 @@ __all__ = [
     "BlocksRemoved",
     "BlocksStored",
     "Cancel",
+    "Claim",
+    "Claimed",
     "Confirm",
     "Confirmed",
     "Decode",

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tandem.errors import TandemError
 from tandem.kv.agent import Read, Remote
 from tandem.kv.blocks import BlockPool
 from tandem.kv.handle import HANDLE_VERSION
 from tandem.kv.leases import LeaseTable
+from tandem.kv.memory import Words
 from tandem.kv.pull import PullResult
 from tandem.kv.reshard import Run
 from tandem.kv.transfer import KvTransfer
@@ -31,6 +34,8 @@ KV = KvFormat(
     fingerprint="f", dtype="d", layout="l", block_size=1, num_layers=1, num_kv_heads=1, slice_bytes=BLOCK_BYTES
 )
 LEASE_S, TIMEOUT_S = 3.0, 2.0
+LEASE_WORDS = 2
+"""So few that leases are in each other's places."""
 
 
 @dataclass(eq=False)
@@ -58,6 +63,8 @@ class Network:
     """By agent name, so by worker and epoch."""
     reads: list[BlocksOnTheirWay] = field(default_factory=list)
     mail: list[Envelope] = field(default_factory=list)
+    words: dict[str, Words] | None = None
+    """On one host: where the leases of each process are seen, also after its end. None: between hosts."""
 
     def move(self, read: BlocksOnTheirWay, place: int) -> None:
         """One block of a read arrives; neither process takes part in it, so both may stand still."""
@@ -87,7 +94,8 @@ class SimulatedAgent:
         )
 
     def connect(self, info: TransferInfo, runs: tuple[Run, ...] = ()) -> Remote:
-        return Remote(info, runs, None)
+        words = None if self._network.words is None else self._network.words[info.agent_name]
+        return Remote(info, runs, None, lease_words=words)
 
     def disconnect(self, remote: Remote) -> None:
         remote.lost = True
@@ -139,7 +147,10 @@ class Process:
         self.memory = ["nothing"] * num_blocks
         self.inbox: list[tuple[str, TransferNote]] = []
         self.pool = pool or BlockPool(num_blocks)
-        self.leases = LeaseTable(self.pool, LEASE_S, self.clock)
+        words = np.zeros(LEASE_WORDS, np.uint64)
+        if network.words is not None:
+            network.words[self.name] = words
+        self.leases = LeaseTable(self.pool, LEASE_S, self.clock, words)
 
         def make_agent(*_: Any) -> Any:
             return SimulatedAgent(network, self, num_blocks)

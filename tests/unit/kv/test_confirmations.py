@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tandem.kv import confirmations
 from tandem.kv.blocks import BlockPool
-from tandem.kv.confirmations import Confirmations
+from tandem.kv.confirmations import Answer, Confirmations
 from tandem.kv.leases import LeaseTable
-from tandem.messages import Confirm, Confirmed, NotConfirmed
+from tandem.messages import Claim, Claimed, Confirm, Confirmed, NotConfirmed
 
 HOLDER = "prefill_0.a"
 
@@ -57,6 +57,36 @@ def test_refusal_is_repeated_too() -> None:
     assert answers.answer("d", ask(1, 2)) == first
 
 
+def claim(correlation: int, lease_id: int) -> Claim:
+    return Claim(correlation=correlation, lease_id=lease_id, holder=HOLDER)
+
+
+def test_who_has_claimed_a_lease_redeems_it_and_nobody_else_does() -> None:
+    answers, table, pool = make(1)
+    for _ in range(2):
+        assert answers.answer("decode_0.1", claim(7, 1)) == Claimed(correlation=7)
+    assert (table.held, pool.used) == (1, 2)
+    for question in (claim(8, 1), ask(9, 1)):
+        for redeemer in ("decode_0.1", "decode_0.2"):
+            refusal = answers.answer(redeemer, question)
+            assert isinstance(refusal, NotConfirmed)
+            assert refusal.code == "handle_used"
+    assert answers.answer("decode_0.1", ask(7, 1)) == Confirmed(correlation=7)
+    assert (table.held, pool.used) == (0, 0)
+    assert answers.answer("decode_0.1", claim(7, 1)) == Claimed(correlation=7)  # as it was answered the first time
+
+
+def test_what_was_claimed_and_not_redeemed_ends_as_it_would_have() -> None:
+    answers, table, pool = make(2)
+    for lease in (1, 2):
+        answers.answer("d", claim(lease, lease))
+    table.cancel(["r0"])
+    assert (table.held, pool.used) == (1, 2)
+    refusal = answers.answer("d", ask(1, 1))
+    assert isinstance(refusal, NotConfirmed)
+    assert refusal.code == "lease_cancelled"
+
+
 @given(
     questions=st.lists(
         st.tuples(st.sampled_from(["d0", "d1"]), st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=30
@@ -65,15 +95,16 @@ def test_refusal_is_repeated_too() -> None:
 def test_one_yes_per_lease(questions: list[tuple[str, int, int]]) -> None:
     """Whoever asks first about a lease gets the yes; everyone keeps the answer they got first."""
     answers, table, _ = make(3)
-    given_before: dict[tuple[str, int], Confirmed | NotConfirmed] = {}
+    given_before: dict[tuple[str, Confirm], Answer] = {}
     redeemed: set[int] = set()
     for redeemer, correlation, lease_id in questions:
-        answer = answers.answer(redeemer, ask(correlation, lease_id))
-        assert answer.correlation == correlation
-        if (redeemer, correlation) in given_before:
-            assert answer == given_before[redeemer, correlation]
+        question = ask(100 * lease_id + correlation, lease_id)  # a correlation is of one pull, and so of one lease
+        answer = answers.answer(redeemer, question)
+        assert answer.correlation == question.correlation
+        if (redeemer, question) in given_before:
+            assert answer == given_before[redeemer, question]
             continue
-        given_before[redeemer, correlation] = answer
+        given_before[redeemer, question] = answer
         if lease_id <= 3 and lease_id not in redeemed:
             assert isinstance(answer, Confirmed)
             redeemed.add(lease_id)

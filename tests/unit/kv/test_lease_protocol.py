@@ -17,7 +17,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tandem.kv.agent import Remote
 from tandem.kv.blocks import OutOfBlocks
+from tandem.kv.leases import LeaseTable
+from tandem.kv.part import ReadStuck
 from tandem.kv.pull import Pull, PullResult
 from tandem.messages import KvHandle
 from tests.unit.kv.network import LEASE_S, TIMEOUT_S, Network, Process
@@ -52,9 +55,9 @@ class LeaseProtocol(RuleBasedStateMachine):
     once = True
     """Whether it is checked that a handle is redeemed once."""
 
-    @initialize()
-    def start(self) -> None:
-        self.network = Network()
+    @initialize(on_one_host=st.booleans())
+    def start(self, on_one_host: bool) -> None:
+        self.network = Network(words={} if on_one_host else None)
         self.prefill = Process(self.network, "prefill", PREFILL_BLOCKS)
         self.decode = Process(self.network, "decode", DECODE_BLOCKS)
         self.count = 0
@@ -62,6 +65,8 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.pulls: dict[str, Pulling] = {}
         self.held: list[Held] = []
         self.redeemed: set[tuple[int, int]] = set()
+        self.redeemed_twice = False
+        self.refused: list[str] = []
         self.introduce()
 
     def new_name(self) -> str:
@@ -116,13 +121,14 @@ class LeaseProtocol(RuleBasedStateMachine):
     def pulled(self, result: PullResult) -> None:
         """A pull has ended: with its blocks the request goes on, or gives them back."""
         pull = self.pulls[result.request_id]
-        assert not pull.ended, "it ended twice"
+        assert not pull.ended
         pull.ended = True
         if result.error is not None:
+            self.refused.append(result.error.code)
             pull.process.pool.free(pull.blocks)
             return
         ticket = (pull.handle.epoch, pull.handle.lease_id)
-        assert ticket not in self.redeemed or not self.once, "a handle was redeemed twice"
+        self.redeemed_twice |= ticket in self.redeemed
         self.redeemed.add(ticket)
         self.held.append(Held(pull.process, pull.blocks, pull.word))
         self.nobody_finds_what_is_not_its_own()
@@ -145,8 +151,12 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @rule(side=SIDES)
     def turn(self, side: str) -> None:
-        if not self.side(side).stopped:
+        if self.side(side).stopped:
+            return
+        try:
             self.side(side).transfer.turn()
+        except ReadStuck:
+            self.restart(side, chance=True, known=False)  # what its process does then
 
     @rule(seconds=SECONDS, busy=st.booleans())
     def pass_time(self, seconds: float, busy: bool = False) -> None:
@@ -217,6 +227,10 @@ class LeaseProtocol(RuleBasedStateMachine):
     # ------------------------------------------------------------ what must hold
 
     @invariant()
+    def nobody_redeems_twice(self) -> None:
+        assert not (self.once and getattr(self, "redeemed_twice", False)), "a handle was redeemed twice"
+
+    @invariant()
     def nobody_finds_what_is_not_its_own(self) -> None:
         for held in getattr(self, "held", ()):
             found = [held.process.memory[block] for block in held.blocks]
@@ -274,13 +288,65 @@ def test_without_the_confirmation_the_use_of_a_freed_block_is_found(monkeypatch:
         search()
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_look_at_the_lease_keeps_what_came_after_it_from_being_used(
+    monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    """On one host: decode has claimed the lease; it ends, and its blocks are another's, before the read does."""
+    if not looks:
+        monkeypatch.setattr(Remote, "holds", lambda _remote, _lease: True)
+    machine = LeaseProtocol()
+    machine.start(on_one_host=True)
+    begin_pulls(machine, count=1)
+    machine.prefill.leases.cancel(["shared"])
+    machine.use("prefill", PREFILL_BLOCKS)
+    machine.flow(3)
+    if looks:
+        assert machine.refused == ["lease_cancelled"]
+        machine.teardown()
+    else:
+        with pytest.raises(AssertionError, match=r"shared uses blocks with"):
+            machine.nobody_finds_what_is_not_its_own()
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_of_two_who_see_that_a_lease_holds_one_has_claimed_it(monkeypatch: pytest.MonkeyPatch, claims: bool) -> None:
+    if not claims:
+        monkeypatch.setattr(LeaseTable, "claim", lambda *_: None)
+    machine = LeaseProtocol()
+    machine.start(on_one_host=True)
+    begin_pulls(machine, count=2)
+    for read in machine.network.moving():
+        while read.left:
+            machine.network.move(read, 0)
+    machine.turn("decode")
+    if claims:
+        assert machine.refused == ["handle_used"]
+        machine.teardown()
+    else:
+        with pytest.raises(AssertionError, match="redeemed twice"):
+            machine.nobody_redeems_twice()
+
+
+def begin_pulls(machine: LeaseProtocol, count: int) -> None:
+    """Of one handle, up to where their claims are answered; no block is moved."""
+    handle = machine.prefill.grant("shared", machine.prefill.write(2, "shared"))
+    for number in range(count):
+        blocks = machine.decode.pull(f"p{number}", handle, machine.pulled)
+        machine.pulls[f"p{number}"] = Pulling(handle, "shared", machine.decode, blocks)
+    for side in ("decode", "prefill", "decode"):
+        machine.turn(side)
+        while machine.network.mail:
+            machine.network.deliver(machine.network.mail.pop(0))
+
+
 @pytest.mark.parametrize("pins", [True, False])
 def test_pins_keep_a_late_write_from_the_next_request(monkeypatch: pytest.MonkeyPatch, pins: bool) -> None:
     """A pull is given up at its deadline, and its blocks are wanted at once, though its read goes on."""
     if not pins:
         monkeypatch.setattr(Pull, "may_write", lambda _pull: False)
     machine = LeaseProtocol()
-    machine.start()
+    machine.start(on_one_host=False)
     handle = machine.prefill.grant("late", machine.prefill.write(3, "late"))
     machine.pulls["p"] = Pulling(handle, "late", machine.decode, machine.decode.pull("p", handle, machine.pulled))
     machine.turn("decode")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,9 +14,11 @@ from tandem.errors import TandemError
 from tandem.kv import leases
 from tandem.kv.blocks import BlockPool
 from tandem.kv.leases import LeaseTable
+from tandem.kv.memory import Words
 
 LEASE_S = 10.0
 BLOCKS = 24
+WORDS = 5
 
 
 class Clock:
@@ -30,6 +35,7 @@ class Model:
     def __init__(self, request_id: str, blocks: list[int], deadline: float) -> None:
         self.request_id, self.blocks, self.deadline = request_id, blocks, deadline
         self.end: str | None = None
+        self.claimant = ""
 
 
 class Leases(RuleBasedStateMachine):
@@ -39,7 +45,8 @@ class Leases(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.pool = BlockPool(BLOCKS)
-        self.table = LeaseTable(self.pool, LEASE_S, self.clock)
+        self.words = np.zeros(WORDS, np.uint64)
+        self.table = LeaseTable(self.pool, LEASE_S, self.clock, self.words)
         self.model: dict[int, Model] = {}
         self.computing: list[list[int]] = []
         """Blocks that a prefill is still filling: allocated, not under lease."""
@@ -69,20 +76,24 @@ class Leases(RuleBasedStateMachine):
     def time_passes(self, step: float) -> None:
         self.clock.now += step
 
-    @rule(data=st.data())
-    def confirm(self, data: st.DataObject) -> None:
-        """Any lease, held or ended long ago: exactly the first confirmation in time succeeds."""
+    @rule(data=st.data(), claimant=st.sampled_from(["", "one", "two"]), ends=st.booleans())
+    def confirm(self, data: st.DataObject, claimant: str, ends: bool) -> None:
+        """Any lease, held or ended long ago: just the first confirmation in time succeeds, if nobody else has claimed
+        the lease. Or it is claimed itself."""
         lease_id = data.draw(st.sampled_from([*self.model, 0, len(self.model) + 1]))
         self.model_expire()
         lease = self.model.get(lease_id)
         expected = "lease_unknown" if lease is None else lease.end
+        if lease is not None and lease.claimant not in ("", claimant):
+            expected = expected or "handle_used"
+        act = self.table.confirm if ends else self.table.claim
         if expected is None:
-            self.table.confirm(lease_id)
+            act(lease_id, claimant)
             assert lease is not None
-            lease.end = "handle_used"
+            lease.claimant, lease.end = claimant, "handle_used" if ends else None
         else:
             with pytest.raises(TandemError) as refusal:
-                self.table.confirm(lease_id)
+                act(lease_id, claimant)
             assert refusal.value.code == expected
             assert str(lease_id) in str(refusal.value)
 
@@ -118,6 +129,14 @@ class Leases(RuleBasedStateMachine):
         assert self.table.expired == sum(lease.end == "lease_expired" for lease in self.model.values())
         assert self.pool.used == sum(map(len, self.computing)) + sum(len(lease.blocks) for lease in held)
 
+    @invariant()
+    def no_lease_that_has_ended_is_seen_to_hold(self) -> None:
+        """Nor is one left out for which there is a place."""
+        held = {lease_id for lease_id, lease in self.model.items() if lease.end is None}
+        seen = {int(word) for word in self.words} - {0}
+        assert seen <= held
+        assert all(self.words[lease_id % WORDS] for lease_id in held if lease_id > len(self.model) - WORDS)
+
     def teardown(self) -> None:
         self.clock.now += 2 * LEASE_S
         self.table.expire()
@@ -127,6 +146,35 @@ class Leases(RuleBasedStateMachine):
 
 Leases.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestLeases = Leases.TestCase
+
+
+class WatchedPool(BlockPool):
+    """Notes what words stand when blocks come free."""
+
+    def __init__(self, words: Words) -> None:
+        super().__init__(BLOCKS)
+        self._words, self.seen = words, list[list[int]]()
+
+    def free(self, ids: Iterable[int]) -> None:
+        self.seen.append(self._words.tolist())
+        super().free(ids)
+
+
+@pytest.mark.parametrize("end", ["confirm", "cancel", "expire"])
+def test_a_word_goes_before_its_blocks_do(clock: Clock, end: str) -> None:
+    words = np.zeros(1, np.uint64)
+    pool = WatchedPool(words)
+    table = LeaseTable(pool, LEASE_S, clock, words)
+    lease = table.grant("r", pool.allocate(1))
+    assert words.tolist() == [lease]
+    if end == "confirm":
+        table.confirm(lease)
+    elif end == "cancel":
+        table.cancel(["r"])
+    else:
+        clock.now += LEASE_S
+        table.expire()
+    assert pool.seen == [[0]]
 
 
 @pytest.fixture

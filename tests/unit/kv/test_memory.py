@@ -23,11 +23,27 @@ def memory() -> HostMemory:
 def test_it_starts_as_zeros_and_is_seen_as_it_changes(memory: HostMemory) -> None:
     mapped = map_shared(memory.place)
     assert mapped is not None
-    assert mapped.shape == (SIZE,)
-    assert not mapped.any()
+    assert mapped.array.shape == (SIZE,)
+    assert not mapped.array.any()
+    assert not mapped.lease_words.any()
     memory.array[SIZE - 1] = 7
-    assert mapped[-1] == 7
-    assert not mapped.flags.writeable
+    memory.lease_words[[0, -1]] = 1, 1 << 63
+    assert mapped.array[-1] == 7
+    assert mapped.lease_words[[0, -1]].tolist() == [1, 1 << 63]
+    assert not mapped.array.flags.writeable
+    assert not mapped.lease_words.flags.writeable
+    assert map_shared(memory.place) is not None  # words and token are in nobody's way
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 4095])
+def test_words_stand_where_one_store_writes_all_of_one(size: int) -> None:
+    memory = HostMemory(size)
+    memory.array[:], memory.lease_words[:] = 255, 3
+    mapped = map_shared(memory.place)
+    assert mapped is not None
+    assert (mapped.array == 255).all()
+    assert (mapped.lease_words == 3).all()
+    assert mapped.lease_words.flags.aligned
 
 
 def test_another_process_maps_it_and_keeps_it_beyond_its_owner() -> None:
@@ -43,7 +59,7 @@ def test_another_process_maps_it_and_keeps_it_beyond_its_owner() -> None:
         process.kill()
         process.wait()
     assert mapped is not None
-    assert (mapped == 3).all()
+    assert (mapped.array == 3).all()
     assert map_shared(place) is None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tandem.kv.handle import digest_tokens
-from tandem.kv.memory import HostMemory
+from tandem.kv.memory import HostMemory, Words
 from tandem.kv.prefix_cache import Chain
 from tandem.messages import SharedMemory
 
@@ -35,6 +35,11 @@ class BlockContents:
     def shared(self) -> SharedMemory:
         """How other processes of this host find it."""
         return self._host.place
+
+    @property
+    def lease_words(self) -> Words:
+        """Where they find which leases hold."""
+        return self._host.lease_words
 
     def write(self, block_ids: Sequence[int], names: Sequence[int]) -> None:
         """Name the tokens that blocks hold."""

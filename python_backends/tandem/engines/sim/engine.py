@@ -57,9 +57,9 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     vocab_size = read_vocab_size(Path(deployment.model.path))
     num_blocks = count_blocks(worker, timing, deployment.kv.block_size)
     pool = PrefixCache(num_blocks, enabled=deployment.kv.prefix_cache)
-    leases = LeaseTable(pool, deployment.kv.lease_s)
     kv = make_kv_format(profile, deployment.model.dtype, deployment.kv.block_size)
     contents = BlockContents(num_blocks, kv.num_layers * kv.num_kv_heads * kv.slice_bytes)
+    leases = LeaseTable(pool, deployment.kv.lease_s, words=contents.lease_words)
     _pretend_to_load(timing.start_s, loading)
     transfer = KvTransfer(
         leases=leases,

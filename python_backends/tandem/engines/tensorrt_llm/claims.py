@@ -115,7 +115,7 @@ class ClaimClient:
                 if await socket.poll(int(1000 * REPEAT_S)):
                     with contextlib.suppress(ValueError):
                         answer = open_note(await socket.recv(), self._keys)
-                        if not isinstance(answer, Confirm) and answer.correlation == question.correlation:
+                        if isinstance(answer, Confirmed | NotConfirmed) and answer.correlation == question.correlation:
                             return answer
                     await asyncio.sleep(REPEAT_S)
 

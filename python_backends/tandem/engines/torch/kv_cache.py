@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tandem.engines.torch.config import ModelConfig
 from tandem.errors import TandemError
-from tandem.kv.memory import HostMemory
+from tandem.kv.memory import HostMemory, Words
 from tandem.messages import SharedMemory
 
 Integers = npt.NDArray[np.int64]
@@ -62,6 +62,11 @@ class KvCache:
     def shared(self) -> SharedMemory | None:
         """How other processes of this host find it; None: it is a device's."""
         return self._host.place if self._host else None
+
+    @property
+    def lease_words(self) -> Words | None:
+        """Where they find which leases hold; None: it is a device's."""
+        return self._host.lease_words if self._host else None
 
     def block(self, block_id: int) -> Tensor:
         """The bytes of one block: uint8 [block_bytes]."""

@@ -39,7 +39,7 @@ def load_leader(
     runner = load_runner(deployment, worker, group, loading)
     kv = _kv_format(deployment, runner)
     pool = PrefixCache(runner.cache.num_blocks, enabled=deployment.kv.prefix_cache)
-    leases = LeaseTable(pool, deployment.kv.lease_s)
+    leases = LeaseTable(pool, deployment.kv.lease_s, words=runner.cache.lease_words)
     loading("transfer", 0.0)
     transfer = KvTransfer(leases=leases, **_registration(deployment, f"{name}-{epoch:x}", group, runner.cache, kv))
     transfer.start()
