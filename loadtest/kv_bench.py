@@ -3,13 +3,12 @@
 ``python loadtest/kv_bench.py [--json FILE]``. A pull is what the decode stage waits for: read, question, answer. Where
 a group pulls, the leader hears of all ranks' parts before it asks. Pulls and copies of one size take turns, so that
 both see the same machine and the same caches; each figure is a median. KV that a prefill engine has written while it
-computed is in memory; what was copied just before may still be in the caches, and that case is measured too.
+computed is in memory; what was copied just before may still be in the caches, and that case is measured too. memcpy is
+that of a process as it comes; engine processes copy past the caches (``tandem.kv.copying``).
 """
 
 from __future__ import annotations
 
-import os
-import queue
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,22 +20,17 @@ import msgspec
 import numpy as np
 import typer
 from kv_ranks import (
-    DEADLINE_S,
-    LOOPBACK,
     Bytes,
     Group,
     Outcome,
-    Rank,
     WorkerSpec,
-    content,
-    make_info,
     start_pair,
 )
 from rich.console import Console
 from rich.table import Table
 
 from tandem.kv.memory import HostMemory
-from tandem.messages import KvFormat, KvHandle, Partition, PullOrder
+from tandem.messages import KvFormat, KvHandle, Partition
 
 MIB = 1 << 20
 SIZES_MIB = (1, 4, 16, 64, 256)
@@ -105,11 +99,15 @@ class KvBenchReport:
 
 def run_kv_bench(sizes_mib: Sequence[int] = SIZES_MIB, repetitions: int = 15) -> KvBenchReport:
     """Measure each size ``repetitions`` times."""
-    rows = _run_single(sizes_mib, repetitions)
+    rows = [
+        row
+        for cached in (False, True)
+        for row in _run_pair(Partition(), Partition(), sizes_mib, repetitions, cached=cached)
+    ]
     reshards = [
         ReshardRow(describe(prefill), describe(decode), row)
         for prefill, decode in RESHARDS
-        for row in _run_groups(prefill, decode, repetitions)
+        for row in _run_pair(prefill, decode, RESHARD_SIZES_MIB, repetitions)
     ]
     return KvBenchReport(BLOCK_BYTES, repetitions, rows, reshards)
 
@@ -146,54 +144,22 @@ def _specs(prefill: Partition, decode: Partition, num_blocks: int) -> tuple[Work
     )
 
 
-def _run_single(sizes_mib: Sequence[int], repetitions: int) -> list[KvBenchRow]:
-    """The decode worker is in this process, so that copies go into the very memory that pulls go into."""
-    specs = _specs(Partition(), Partition(), _blocks(max(sizes_mib)))
-    results: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-    os.environ.setdefault(*LOOPBACK)
-    prefill = Group(specs[0])
-    decode = Rank(specs[1], 0, results.put)
-    try:
-        prefill.wait_ready()
-        prefill.pair(make_info(specs[1], [decode.info()]))
-        decode.pair(prefill.info)
-        filled = _fill(prefill)
-        expected = content(specs[1], 0, filled)
-        target = decode.memory.reshape(-1)
-
-        def pull(blocks: int, cached: bool) -> Outcome:
-            target[: blocks * BLOCK_BYTES] = 0
-            handle = _grant(prefill, blocks)
-            ids = decode.allocate_blocks(blocks)
-            if not cached:
-                scrub()
-            decode.pull(PullOrder(request_id="bench", handle=handle, block_ids=ids))
-            result = results.get(timeout=DEADLINE_S)
-            decode.free(ids)
-            return result
-
-        def arrived(blocks: int) -> bool:
-            return np.array_equal(decode.memory[:blocks], expected[:blocks])
-
-        scrub = _make_scrub()
-        return [
-            _measure(mib, repetitions, pull, arrived, target, scrub, cached)
-            for cached in (False, True)
-            for mib in sizes_mib
-        ]
-    finally:
-        decode.stop()
-        prefill.kill()
-
-
-def _run_groups(prefill_split: Partition, decode_split: Partition, repetitions: int) -> list[KvBenchRow]:
-    prefill, decode = start_pair(*_specs(prefill_split, decode_split, _blocks(max(RESHARD_SIZES_MIB))))
+def _run_pair(
+    prefill_split: Partition,
+    decode_split: Partition,
+    sizes_mib: Sequence[int],
+    repetitions: int,
+    *,
+    cached: bool = False,
+) -> list[KvBenchRow]:
+    """Copies are made in this process, whose memcpy is as it comes; pulls in processes set up as engines are."""
+    prefill, decode = start_pair(*_specs(prefill_split, decode_split, _blocks(max(sizes_mib))))
     try:
         _fill(prefill)
-        target = HostMemory(_blocks(max(RESHARD_SIZES_MIB)) * BLOCK_BYTES).array
+        target = HostMemory(_blocks(max(sizes_mib)) * BLOCK_BYTES).array
 
         def pull(blocks: int, cached: bool) -> Outcome:
-            decode.all("erase")
+            decode.all("erase", blocks)
             target[: blocks * BLOCK_BYTES] = 0
             handle = _grant(prefill, blocks)
             if not cached:
@@ -208,7 +174,7 @@ def _run_groups(prefill_split: Partition, decode_split: Partition, repetitions: 
             return not any(decode.all("wrong_blocks", seeds, seeds))
 
         scrub = _make_scrub()
-        return [_measure(mib, repetitions, pull, arrived, target, scrub, cached=False) for mib in RESHARD_SIZES_MIB]
+        return [_measure(mib, repetitions, pull, arrived, target, scrub, cached) for mib in sizes_mib]
     finally:
         prefill.kill()
         decode.kill()

@@ -6,12 +6,13 @@ results. Bytes are labelled: each word of a block tells of which block, KV head,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem.kv.blocks import BlockPool
+from tandem.kv.copying import VARIABLE, add_copying
 from tandem.kv.handle import HANDLE_VERSION, digest_tokens
 from tandem.kv.leases import LeaseTable
 from tandem.kv.memory import HostMemory
@@ -184,8 +186,9 @@ class Rank:
         """All blocks that hold anything but zeros."""
         return [int(block) for block in np.flatnonzero(self.memory.any(axis=1))]
 
-    def erase(self) -> None:
-        self.memory[:] = 0
+    def erase(self, blocks: int) -> None:
+        """Zero the first so many blocks."""
+        self.memory[:blocks] = 0
 
     def state(self) -> tuple[int, int, int, int]:
         """Blocks used, leases held, granted and expired (leader)."""
@@ -216,6 +219,18 @@ def _serve(calls: Connection, news: Connection, spec: WorkerSpec, rank: int) -> 
         return
 
 
+@contextlib.contextmanager
+def _engine_environment() -> Iterator[None]:
+    """The environment of engine processes; the server that forks ranks is started in it."""
+    before = os.environ.copy()
+    os.environ.update(add_copying(before))
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        os.environ.update(before)
+
+
 class RankProcess:
     """A ``Rank`` in a process of its own, which can be frozen and killed. Any method of ``Rank`` can be called."""
 
@@ -227,7 +242,8 @@ class RankProcess:
         self._calls, calls = context.Pipe()
         self.news, news = context.Pipe(duplex=False)
         self.process = context.Process(target=_serve, args=(calls, news, spec, rank), daemon=True)
-        self.process.start()
+        with _engine_environment():
+            self.process.start()
         calls.close()
         news.close()
 

@@ -20,6 +20,7 @@ import msgspec
 import zmq
 
 from tandem.deployment import Worker, load_deployment
+from tandem.kv.copying import add_copying
 from tandem.messages import EngineCommand, EngineError, EngineReport, Stop, decoder, encode
 
 log = logging.getLogger(__name__)
@@ -258,9 +259,9 @@ def find_python() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, and this very package first on the path."""
+    """Ours, this very package first on the path, and how KV is copied."""
     path = os.pathsep.join([str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+    return add_copying({**os.environ, "PYTHONPATH": path})
 
 
 def _short_temp_dir() -> str:

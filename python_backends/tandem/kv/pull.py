@@ -61,7 +61,7 @@ class Pull:
         self._own_done = False
         self._ask_at: float | None = None
         self._asked_by_read = self._claims = False
-        self._claimed = self._confirmed = False
+        self._claimed = self._confirmed = self._tells = False
         self._stop_reason: TandemError | None = None
 
     @property
@@ -163,9 +163,12 @@ class Pull:
         return not self.part.has_settled() or bool(self._writing)
 
     def end(self, error: TandemError | None) -> None:
-        """Tell the caller."""
+        """Tell the caller; then prefill, where it has not been asked."""
         moved = self.part.bytes_moved + sum(self._reported.values())
         self._on_done(PullResult(self.request_id, error, moved, self._clock() - self._started))
+        if self._tells:
+            with contextlib.suppress(TandemError):  # if it is not heard, the lease ends by time
+                self._agent.send(self.leader, self._question)
 
     def _check_followers(self, now: float) -> None:
         if now - self._step_began > 2 * self._timeout_s:
@@ -179,10 +182,7 @@ class Pull:
     def _look_at_lease(self) -> None:
         """After the last byte was read: a lease that is seen to hold has held all along."""
         self._claims, self._ask_at = False, None
-        if self.leader.holds(self.part.handle.lease_id):
-            self._confirmed = True
-            with contextlib.suppress(TandemError):  # if it is not heard, the lease ends by time
-                self._agent.send(self.leader, self._question)
+        self._confirmed = self._tells = self.leader.holds(self.part.handle.lease_id)
 
     def _ask(self, now: float) -> None:
         if self._ask_at is None:

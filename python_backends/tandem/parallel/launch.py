@@ -35,7 +35,8 @@ MARKERS: dict[Implementation, re.Pattern[bytes]] = {
     "openmpi": re.compile(rb"\[[^][ ,]*,(\d+)\]<std(?:out|err)>: ?"),
 }
 FORWARDED = re.compile(
-    r"(TANDEM|UCX|OMP|KMP|GOMP|MKL|OPENBLAS|NUMBA|TORCH|CUDA|NCCL|NIXL|FI|MPI4PY|PYTHON)[A-Z0-9_]*|LD_LIBRARY_PATH"
+    r"(TANDEM|UCX|OMP|KMP|GOMP|MKL|OPENBLAS|NUMBA|TORCH|CUDA|NCCL|NIXL|FI|MPI4PY|PYTHON)[A-Z0-9_]*|"
+    r"LD_LIBRARY_PATH|GLIBC_TUNABLES"
 )
 """Variables that Open MPI is told to take to other hosts. MPICH takes all."""
 

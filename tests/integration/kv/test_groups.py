@@ -55,7 +55,7 @@ def test_every_rank_gets_its_bytes_and_nothing_else(
 
 def check_bytes(prefill: Group, decode: Group, kv: KvFormat) -> None:
     target = decode.spec.partition
-    decode.all("erase")
+    decode.all("erase", decode.spec.blocks)
     decode.ended.clear()
     handle = prefill.grant("r", SEEDS)
     mixed = [4, 0, 1, 2, 8, 7, 6, 3, 5]
