@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 TIMING = {"start_s": 0.0, "overhead_s": 0.01, "token_s": 0.5e-3, "pair_s": 0.0}
 """Two thousand prompt tokens a second: so slow that a client can ask for ten times as much."""
 PROMPT, ANSWER = 200, 20
-CAPACITY = 1 / (PROMPT * TIMING["token_s"])
-"""Requests a second that the prefill worker can read."""
+CAPACITY = 2 / (TIMING["overhead_s"] + PROMPT * TIMING["token_s"])
+"""Requests a second that can be read: where too many wait for the prefill worker, the decode worker reads as well."""
 LIGHT_SHARE = 1 / 11
 DEADLINE_S = 60.0
 MAX_QUEUE_S = 2.0
@@ -166,7 +166,7 @@ def percentile(seconds: list[float], share: float) -> str:
 def show(phases: list[Phase], console: Console) -> bool:
     """Print what happened; whether all is well."""
     peak = max(phase.goodput for phase in phases)
-    table = Table(title=f"overload: {CAPACITY:g} requests/s can be read, at most {MAX_QUEUE_S:g} s of wait are allowed")
+    table = Table(title=f"overload: {CAPACITY:.1f} requests/s can be read, at most {MAX_QUEUE_S:g} s of wait are allowed")
     headings = "phase", "asked/s", "done/s", "of peak", "TTFT ms p50", "p99", "refused", "refused after ms p50", "p99"
     for heading in (*headings, "light : heavy", "memory"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
