@@ -166,7 +166,9 @@ def percentile(seconds: list[float], share: float) -> str:
 def show(phases: list[Phase], console: Console) -> bool:
     """Print what happened; whether all is well."""
     peak = max(phase.goodput for phase in phases)
-    table = Table(title=f"overload: {CAPACITY:.1f} requests/s can be read, at most {MAX_QUEUE_S:g} s of wait are allowed")
+    table = Table(
+        title=f"overload: {CAPACITY:.1f} requests/s can be read, at most {MAX_QUEUE_S:g} s of wait are allowed"
+    )
     headings = "phase", "asked/s", "done/s", "of peak", "TTFT ms p50", "p99", "refused", "refused after ms p50", "p99"
     for heading in (*headings, "light : heavy", "memory"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")

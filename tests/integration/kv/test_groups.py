@@ -9,6 +9,7 @@ from kv_ranks import Group, WorkerSpec
 from tandem.kv.reshard import block_bytes_of
 from tandem.messages import HeldBlocks, KvFormat, Partition
 from tests.integration.kv.side import Workers, group, introduce
+from tests.integration.kv.test_transfer import wait_until
 
 SEEDS = [7, 3, 90, 4, 5, 6, 41, 0, 12]
 
@@ -69,4 +70,4 @@ def check_bytes(prefill: Group, decode: Group, kv: KvFormat) -> None:
     shares = [len(ids) * block_bytes_of(target, rank, kv) for rank in range(target.size)]
     assert outcome.bytes_moved == sum(shares)
     assert {report.rank: report.bytes_moved for report in decode.ended} == dict(enumerate(shares[1:], 1))
-    assert prefill.state() == (0, 0, 1, 0)
+    wait_until(lambda: prefill.state() == (0, 0, 1, 0))

@@ -40,7 +40,7 @@ def test_prefill_that_stood_still_past_the_lease_confirms_nothing(workers: Worke
     ids = decode.begin_pull("new", new)
     assert not is_refused(decode.result())
     assert decode.holds(ids, [5, 6, 7, 8])
-    assert prefill.state() == (0, 0, 4, 3)
+    wait_until(lambda: prefill.state() == (0, 0, 4, 3))
 
 
 @pytest.mark.parametrize("transports", ["", "tcp,self"])
@@ -72,6 +72,8 @@ def test_decode_that_stood_still_in_mid_pull_uses_no_block_of_another_request(
             assert decode.leader.call("wrong_blocks", ids, list(range(MANY))) == []
         decode.leader.call("free", ids)
         prefill.leader.call("free", other)
-        assert prefill.state() == (0, 0, number + 1, expired)
+        used, held, granted, ran_out = prefill.state()
+        assert (used, held, granted) == (0, 0, number + 1)
+        assert ran_out >= expired  # also one that decode had seen to hold, and had not said so before it stood still
         wait_until(lambda: decode.state()[0] == 0)
     assert expired > 0, "it was never stopped in the midst of a pull"

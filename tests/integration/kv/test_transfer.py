@@ -42,7 +42,7 @@ def test_bytes_arrive_and_the_lease_ends(workers: Workers) -> None:
     assert result.code is None
     assert (result.request_id, result.bytes_moved) == ("r", 10 * BLOCK_BYTES)
     assert decode.holds(ids, list(range(100, 110)))
-    assert prefill.state() == (0, 0, 1, 0)
+    wait_until(lambda: prefill.state() == (0, 0, 1, 0))
 
 
 @pytest.mark.parametrize("mapped", [True, False])
