@@ -180,7 +180,8 @@ class Pull:
             )
 
     def _look_at_lease(self) -> None:
-        """After the last byte was read: a lease that is seen to hold has held all along."""
+        """After the last byte was read: a lease that is seen to hold has held all along. Locks were given back and
+        taken in between, on prefill's side as well, so no processor sees the two in another order."""
         self._claims, self._ask_at = False, None
         self._confirmed = self._tells = self.leader.holds(self.part.handle.lease_id)
 
