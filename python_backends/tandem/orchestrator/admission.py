@@ -220,12 +220,12 @@ class Admission:
         if not before:
             return 0.0
         each_s = self._pace.seconds_per_token
-        if each_s is None:
-            room = self._find_room()
-            prompts = sum(ticket.demand.prompt_tokens for ticket in self.queue)
-            share = prompts / sum(ticket.cost for ticket in self.queue)
-            each_s = 0.0 if room is None or room.read_s is None else room.read_s * share
-        return before * each_s + self._pace.standstill_s(now)
+        if each_s is not None:
+            return before * each_s + self._pace.standstill_s(now)
+        room = self._find_room()
+        prompts = sum(ticket.demand.prompt_tokens for ticket in self.queue)
+        share = prompts / sum(ticket.cost for ticket in self.queue)
+        return 0.0 if room is None or room.read_s is None else before * room.read_s * share
 
     def _check_wait(self, wait_s: float) -> None:
         most = self._limits.max_queue_s

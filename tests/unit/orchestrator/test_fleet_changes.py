@@ -13,6 +13,7 @@ import pytest
 from tandem.deployment import Deployment, Model, Worker
 from tandem.lanes import discovery as discovery_module
 from tandem.lanes.replica import Replica
+from tandem.messages import PROTOCOL_VERSION
 from tandem.orchestrator import fleet as fleet_module
 from tandem.orchestrator.fleet import Fleet
 from tests.unit.orchestrator.test_fleet import DEADLINE_S, EVENLY, KV, PROMPT, Remote, Site, until
@@ -125,7 +126,7 @@ def test_a_worker_is_reached_by_one_address_only(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"protocol_version": 1}, "protocol_version is 3 here and 1 there"),
+        ({"protocol_version": 1}, f"protocol_version is {PROTOCOL_VERSION} here and 1 there"),
         ({"stage": "both"}, "stage is 'decode' here and 'both' there"),
         ({"kv": msgspec.structs.replace(KV, block_size=8)}, "kv.block_size is 16 here and 8 there"),
         ({"kv": msgspec.structs.replace(KV, fingerprint="g")}, "kv.fingerprint is 'f' here and 'g' there"),
