@@ -29,7 +29,11 @@ from tests.disruption.mixed import make_mixture
 from tests.disruption.scenario import strike
 from tests.hosts import Host
 
+from tandem.deployment import Limits
+
 EVERY_S = 10.0
+LIMITS = Limits(max_queue_s=100.0, max_migrations=10)
+"""Faults overlap: they may leave few workers for a while, and each may take one more of a request's workers."""
 LEAVE_SHARE = 0.1
 LOOK_S = 5.0
 MIB = 1 << 20
@@ -156,7 +160,10 @@ def main() -> None:
     parser.add_argument("minutes", type=float, nargs="?", default=30.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tandem-faults-") as directory, make_cluster(Path(directory)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-faults-") as directory,
+        make_cluster(Path(directory), LIMITS) as cluster,
+    ):
         this, problem = asyncio.run(soak(cluster, options.minutes, options.seed))
         show(this, problem, Console(width=140))
     sys.exit(1 if problem else 0)

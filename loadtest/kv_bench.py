@@ -158,7 +158,7 @@ def _run_pair(
         _fill(prefill)
         target = HostMemory(_blocks(max(sizes_mib)) * BLOCK_BYTES).array
 
-        def pull(blocks: int, cached: bool) -> Outcome:
+        def pull(blocks: int) -> Outcome:
             decode.all("erase", blocks)
             target[: blocks * BLOCK_BYTES] = 0
             handle = _grant(prefill, blocks)
@@ -195,7 +195,7 @@ def _grant(prefill: Group, blocks: int) -> KvHandle:
 def _measure(
     mib: int,
     repetitions: int,
-    pull: Callable[[int, bool], Outcome],
+    pull: Callable[[int], Outcome],
     arrived: Callable[[int], bool],
     target: Bytes,
     scrub: Callable[[], None],
@@ -208,7 +208,7 @@ def _measure(
     source[:] = 2
     pulls, copies = [], []
     for repetition in range(repetitions + WARM_UPS):
-        result = pull(blocks, cached)
+        result = pull(blocks)
         if result.code is not None or result.bytes_moved != size or not arrived(blocks):
             raise RuntimeError(f"{mib} MiB: {result}")
         target[:size] = 0

@@ -33,10 +33,6 @@ PARTS = ["gateway", "gateway", "prefill", "prefill", "decode", "decode"]
 """By host."""
 DISK_BYTES = 96 << 20
 """Of the disk below each worker's KV memory, which can hold more."""
-MAX_QUEUE_S = 100.0
-"""Below the requests' own limit: nobody is to be refused because faults have left few workers for a while."""
-MAX_MIGRATIONS = 10
-"""Of one request: in the soak, faults overlap, and each may take one more of its workers."""
 READY_S = 120.0
 ENDED_S = 60.0
 _TANDEM = [sys.executable, "-c", "from tandem.cli import app; app()"]
@@ -45,8 +41,8 @@ _TANDEM = [sys.executable, "-c", "from tandem.cli import app; app()"]
 class Cluster:
     """The hosts, what runs there, and the names by which gateways find workers."""
 
-    def __init__(self, hosts: Hosts, directory: Path) -> None:
-        self._hosts, self._directory = hosts, directory
+    def __init__(self, hosts: Hosts, directory: Path, limits: Limits) -> None:
+        self._hosts, self._directory, self._limits = hosts, directory, limits
         self._running: dict[str, subprocess.Popen[str]] = {}
         os.environ[KEY_VARIABLE] = secrets.token_hex(KEY_BYTES)  # of the servers, and of those who ask them
         self._names: dict[str, list[str]] = {}
@@ -89,7 +85,9 @@ class Cluster:
             (self._directory / name).touch()
         (self._directory / "switch").write_text("hosts: files\n")
         (self._directory / "disk").mkdir()
-        (self._directory / "deployment.json").write_bytes(to_json(make_deployment(self._directory / "disk")))
+        (self._directory / "deployment.json").write_bytes(
+            to_json(make_deployment(self._directory / "disk", self._limits))
+        )
         for stage in ("prefill", "decode"):
             self.name(stage, [host.address for host in self.at(stage)])
         for host in self.gateways:
@@ -198,7 +196,7 @@ class Cluster:
         return found
 
 
-def make_deployment(disk: Path) -> Deployment:
+def make_deployment(disk: Path, limits: Limits) -> Deployment:
     """In fp32: there a request gives the same tokens in any company."""
     common: dict[str, Any] = {"threads": 1, "kv_memory": "128MiB", "kv_disk": "1GiB", "kv_disk_path": str(disk)}
     port = PORTS["grpc_port"]
@@ -211,16 +209,16 @@ def make_deployment(disk: Path) -> Deployment:
         ],
         kv=Kv(lease_s=5.0, transfer_timeout_s=5.0),
         health=Health(silence_s=3.0, back_off_s=0.5),
-        limits=Limits(max_queue_s=MAX_QUEUE_S, max_migrations=MAX_MIGRATIONS),
+        limits=limits,
         routing=Routing(conditional_disaggregation=False),
     )
 
 
 @contextlib.contextmanager
-def make_cluster(directory: Path) -> Iterator[Cluster]:
+def make_cluster(directory: Path, limits: Limits) -> Iterator[Cluster]:
     """All of it, running; ``directory`` takes names, logs and the deployment file."""
     with make_hosts(len(PARTS)) as hosts:
-        cluster = Cluster(hosts, directory)
+        cluster = Cluster(hosts, directory, limits)
         try:
             cluster.set_up()
             yield cluster

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from tandem.deployment import Limits
 from tests.disruption.cluster import Cluster, make_cluster
 from tests.disruption.load import Requests, ask_undisturbed, make_requests
 from tests.disruption.scenario import Row
@@ -17,7 +18,7 @@ rows: list[Row] = []
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with make_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    with make_cluster(tmp_path_factory.mktemp("cluster"), Limits()) as cluster:
         yield cluster
 
 

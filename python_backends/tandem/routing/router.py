@@ -261,11 +261,11 @@ class Router:
             **choices,
         )
 
-    # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
-
     def _held_up(self, waiting: int) -> float:
         """Of those who wait, how many each prefill worker holds up."""
         return waiting / max(1, self._table.usable("prefill"))
+
+    # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
 
     def _split(self, costs: Costs, prefill: Choice, decode: Choice, waiting: int) -> Split:
         pull_s = self._table.pull_s.item(decode.cheapest)

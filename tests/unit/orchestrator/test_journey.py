@@ -263,6 +263,22 @@ def test_without_room_a_request_waits_and_its_client_may_leave(codec: TextCodec)
         assert len(trip.prefill.work) == (name == "stays")
 
 
+def test_workers_are_chosen_with_how_many_wait_behind(codec: TextCodec) -> None:
+    async def test(trip: Trip) -> None:
+        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        trip.start()
+        await trip.until(lambda: trip.admission.queue)
+        behind = [trip.gate.enter(FIRST, math.inf, lambda: 0.0) for _ in range(3)]
+        trip.gate.leave(first)
+        await trip.until(lambda: trip.prefill.work)
+        for ticket in behind:
+            trip.gate.leave(ticket)
+        trip.journey.cancel()
+        await trip.end()
+
+    assert travel(test, codec, limits=Limits(max_requests=1)).workers.waiting == 3
+
+
 def test_who_has_waited_for_room_too_long_is_told_when_to_come_back(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
         first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)

@@ -219,7 +219,8 @@ def test_who_speaks_another_version_is_refused(worker: Worker) -> None:
     reply = worker.call(Hello(protocol_version=1))
     assert isinstance(reply, Refused)
     assert reply.code == "worker_incompatible"
-    assert f"speaks protocol version {PROTOCOL_VERSION}, and was greeted in version 1" in reply.message
+    expected = f"worker prefill_0 speaks protocol version {PROTOCOL_VERSION}, and was greeted in version 1"
+    assert expected in reply.message
 
 
 def test_a_lane_that_is_left_is_forgotten_with_its_requests(worker: Worker) -> None:
