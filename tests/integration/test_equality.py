@@ -48,6 +48,7 @@ def prompts(deployment: Deployment) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def model(deployment: Deployment) -> PreTrainedModel:
+    torch.set_num_threads(1)  # other tests run beside it, and threads that wait for each other would spin meanwhile
     return AutoModelForCausalLM.from_pretrained(deployment.model.path, dtype=torch.float32).eval()
 
 

@@ -34,9 +34,9 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     blocks: float = math.inf
     """Of KV, for prompts and what answers will take."""
     read_s: float | None = None
-    """Per prompt token, all who would read reading at once; None as long as nobody has been measured."""
+    """Per prompt token at least, all who would read reading at once; None as long as nobody has been measured."""
     alone_s: float | None = None
-    """Per prompt token, on the fastest of them."""
+    """Per prompt token at least, on the fastest of them."""
 
 
 def find_room(table: WorkerTable, kv_share: float, held_up: float) -> Room | None:
@@ -60,9 +60,10 @@ def find_room(table: WorkerTable, kv_share: float, held_up: float) -> Room | Non
     per_token = table.prefill_s[reading]
     if not table.has_measured_prefill or (per_token <= 0.0).any():
         return room
+    least = table.prefill_more_s[reading]  # nobody is refused for what short prompts of before have taken
     return msgspec.structs.replace(
         room,
         prompt_tokens=float((read_ahead_s(table)[reading] / per_token).sum()),
-        read_s=float(1.0 / (1.0 / per_token).sum()),
-        alone_s=float(per_token.min()),
+        read_s=float(1.0 / (1.0 / least).sum()),
+        alone_s=float(least.min()),
     )

@@ -8,6 +8,11 @@ from tandem.messages import Load
 
 MEMORY_S = 30.0
 """Busy time after which a measurement counts 1/e."""
+KNEE_TOKENS = 64.0
+"""A prefill step is taken to need as long for whatever it does as for so many tokens, as long as steps have been too
+much alike to tell. A GPU reads its weights in the time of some 300 (operations per byte), a CPU in that of some 10."""
+LEAST_SHARE = 0.1
+"""Of that, a token takes at least so much, however the measurements scatter."""
 
 
 class Mean:
@@ -36,14 +41,62 @@ class Mean:
         return self._total / self._count
 
 
+class PrefillSteps:
+    """How long prefill steps take, over the last busy half minute or so.
+
+    What they take beside their tokens is told by the straight line of least squares through all steps, with one step of
+    ``KNEE_TOKENS`` more or less than the others believed in beforehand: steps that are alike do not tell it.
+    """
+
+    def __init__(self) -> None:
+        self._steps = self._tokens = self._seconds = 0.0
+        self._squares = self._products = 0.0
+        """Of tokens, and of tokens with seconds: summed over steps."""
+
+    def add(self, seconds: float, tokens: float, steps: float) -> None:
+        """So many ``steps`` have read ``tokens`` in ``seconds``."""
+        if tokens <= 0 or steps <= 0 or seconds <= 0:
+            return  # nothing was done, or the counters began anew
+        keep = math.exp(-seconds / MEMORY_S)
+        self._steps = keep * self._steps + steps
+        self._tokens = keep * self._tokens + tokens
+        self._seconds = keep * self._seconds + seconds
+        self._squares = keep * self._squares + tokens * tokens / steps
+        self._products = keep * self._products + tokens * seconds / steps
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured; must hold for all that follow."""
+        return self._steps > 0
+
+    @property
+    def step_s(self) -> float:
+        """Seconds per step."""
+        return self._seconds / self._steps
+
+    @property
+    def token_s(self) -> float:
+        """Seconds per token: of prompts like these."""
+        return self._seconds / self._tokens
+
+    @property
+    def more_s(self) -> float:
+        """Seconds that a step takes more for each token that it reads more: of far longer prompts than these. Above 0,
+        and at most ``token_s``."""
+        tokens = self._tokens / self._steps
+        believed = self.step_s / (KNEE_TOKENS + tokens)
+        squares = max(0.0, self._squares - tokens * self._tokens)
+        products = self._products - self.step_s * self._tokens
+        weight = KNEE_TOKENS * KNEE_TOKENS
+        slope = (products + weight * believed) / (squares + weight)
+        return min(max(slope, LEAST_SHARE * believed), self.token_s)
+
+
 class Speeds:
     """What was measured of one worker, or of many together."""
 
     def __init__(self) -> None:
-        self.prefill = Mean()
-        """Seconds per uncached prompt token."""
-        self.prefill_step = Mean()
-        """Seconds per prefill step."""
+        self.prefill = PrefillSteps()
         self.step = Mean()
         """Seconds per decode step."""
         self.batch = Mean()
@@ -54,8 +107,7 @@ class Speeds:
     def update(self, last: Load, load: Load) -> None:
         """Take in what a worker has done between two reports."""
         seconds = load.prefill_seconds - last.prefill_seconds
-        self.prefill.add(seconds, load.prefill_tokens - last.prefill_tokens, seconds)
-        self.prefill_step.add(seconds, load.prefill_steps - last.prefill_steps, seconds)
+        self.prefill.add(seconds, load.prefill_tokens - last.prefill_tokens, load.prefill_steps - last.prefill_steps)
         seconds = (load.step_seconds - load.prefill_seconds) - (last.step_seconds - last.prefill_seconds)
         steps = (load.steps - load.prefill_steps) - (last.steps - last.prefill_steps)
         self.step.add(seconds, steps, seconds)

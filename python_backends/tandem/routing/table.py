@@ -20,6 +20,7 @@ NOBODY: Places = frozenset()
 _COLUMNS = (
     "wait_s",
     "prefill_s",
+    "prefill_more_s",
     "prefill_step_s",
     "step_s",
     "pull_s",
@@ -38,6 +39,8 @@ class WorkerTable:
     """Until it has read the prompts that it has in hand."""
     prefill_s: Numbers
     """Per uncached prompt token."""
+    prefill_more_s: Numbers
+    """Per token that a prefill step reads more than others: far less than that where only short prompts have come."""
     prefill_step_s: Numbers
     """Per prefill step."""
     step_s: Numbers
@@ -224,7 +227,7 @@ class WorkerTable:
     def _write_speeds(self, place: int) -> None:
         worker = self._workers[place]
         self.prefill_s[place], self.pull_s[place] = worker.prefill_s, worker.pull_s
-        self.prefill_step_s[place] = worker.prefill_step_s
+        self.prefill_more_s[place], self.prefill_step_s[place] = worker.prefill_more_s, worker.prefill_step_s
         self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0
 
 

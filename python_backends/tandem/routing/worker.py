@@ -52,6 +52,8 @@ class WorkerState:
         self.blocks_total = 0
         self.prefill_s = PREFILL_S
         """Per uncached prompt token."""
+        self.prefill_more_s = PREFILL_S
+        """Per token that a prefill step reads more than others."""
         self.prefill_step_s = 0.0
         """Per prefill step; 0 where none was measured."""
         self.pull_s = PULL_S
@@ -113,15 +115,22 @@ class WorkerState:
             max(0, blocks - sent.blocks),
         )
         self.blocks_total = load.blocks_total
-        self.prefill_s = _measured(self._speeds.prefill, self._typical.prefill, PREFILL_S)
-        if self._typical.prefill.known and 1 / ALIKE < self.prefill_s / self._typical.prefill.value < ALIKE:
-            self.prefill_s = self._typical.prefill.value
-        self.prefill_step_s = _measured(self._speeds.prefill_step, self._typical.prefill_step, 0.0)
+        self._measure_prefill()
         self.pull_s = _measured(self._speeds.pull, self._typical.pull, PULL_S)
         batch = _measured(self._speeds.batch, self._typical.batch, 1.0)
         step_s = _measured(self._speeds.step, self._typical.step, STEP_S)
         self._step_s = step_s / (self.largest_batch + batch)
         self._changed(self)
+
+    def _measure_prefill(self) -> None:
+        typical = self._typical.prefill
+        if not typical.known:
+            return
+        steps = self._speeds.prefill if self._speeds.prefill.known else typical
+        self.prefill_step_s = steps.step_s
+        if 1 / ALIKE < steps.token_s / typical.token_s < ALIKE:
+            steps = typical
+        self.prefill_s, self.prefill_more_s = steps.token_s, steps.more_s
 
     def book(self, tokens: int, blocks: int) -> Booking:
         """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""

@@ -11,6 +11,7 @@ from tandem.deployment import Routing
 from tandem.messages import BlocksStored, KvFormat, KvReport, Load, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request
 from tandem.routing.router import Plan, Router
+from tandem.routing.speeds import KNEE_TOKENS
 from tandem.routing.table import WorkerTable
 
 BLOCK = 16
@@ -18,6 +19,8 @@ BLOCKS = 1000
 """KV blocks of each worker."""
 BATCH = 32
 PREFILL_S = 0.001
+MORE_S = PREFILL_S * 100 / (100 + KNEE_TOKENS)
+"""Per token that a prefill step reads more than these, which all read 100."""
 STEP_S = 0.02
 KV = KvFormat(
     fingerprint="f",

@@ -8,7 +8,7 @@ import pytest
 
 from tandem.messages import Load
 from tandem.routing.room import AHEAD_S, HEADROOM
-from tests.unit.routing.sites import BATCH, BLOCKS, PREFILL_S, ask, info, make_router, measured
+from tests.unit.routing.sites import BATCH, BLOCKS, MORE_S, PREFILL_S, ask, info, make_router, measured
 
 
 def test_idle_workers_have_room_for_a_batch_and_a_little_more_and_for_what_they_read_ahead() -> None:
@@ -17,7 +17,7 @@ def test_idle_workers_have_room_for_a_batch_and_a_little_more_and_for_what_they_
     assert room.requests == 2 * BATCH * (1 + HEADROOM)
     assert room.blocks == pytest.approx(2 * BLOCKS / 2)
     assert room.prompt_tokens == pytest.approx(2 * AHEAD_S / PREFILL_S)
-    assert (room.alone_s, room.read_s) == pytest.approx((PREFILL_S, PREFILL_S / 2))
+    assert (room.alone_s, room.read_s) == pytest.approx((MORE_S, MORE_S / 2))
 
 
 def test_decode_workers_help_where_reading_holds_up_more_who_wait_than_who_write() -> None:
@@ -28,7 +28,7 @@ def test_decode_workers_help_where_reading_holds_up_more_who_wait_than_who_write
         room = router.room(1.0, waiting)
         assert room is not None
         assert room.prompt_tokens == pytest.approx((2 + helpers) * AHEAD_S / PREFILL_S)
-        assert room.read_s == pytest.approx(PREFILL_S / (2 + helpers))
+        assert room.read_s == pytest.approx(MORE_S / (2 + helpers))
     apart = make_router(each=2, conditional_disaggregation=False).room(1.0, 100)
     assert apart is not None
     assert apart.prompt_tokens == pytest.approx(2 * AHEAD_S / PREFILL_S)
@@ -93,6 +93,18 @@ def test_long_steps_get_more_ahead() -> None:
     room = router.room(1.0, 0)
     assert room is not None
     assert room.prompt_tokens > 500  # the step is of a thousand tokens, a fifth of a second is not even of one
+
+
+def test_long_prompts_are_not_foretold_by_short_ones() -> None:
+    """A step of ten tokens takes 30 ms, for the most part whatever it reads: 1,500 tokens do not take 4.5 s."""
+    router = make_router(each=1)
+    router.join("prefill_0", info("prefill_0", "prefill", 2), Load())
+    short = measured(prefill_steps=1000, prefill_tokens=10_000, prefill_seconds=30.0, step_seconds=30.0, steps=1000)
+    router.report("prefill_0", 2, short, None)
+    room = router.room(1.0, 0)
+    assert room is not None
+    assert room.alone_s is not None
+    assert 1500 * room.alone_s < 1.5
 
 
 def test_nothing_is_known_before_anybody_was_measured_and_nobody_is_no_room() -> None:

@@ -72,7 +72,7 @@ def test_a_new_prompt_goes_where_blocks_of_the_least_worth_give_way() -> None:
 def test_a_faster_worker_gets_more() -> None:
     table = make_table(2)
     for _ in range(2):  # measured long enough to count
-        table.report(1, measured(prefill_tokens=101_000, prefill_seconds=26.0, step_seconds=50.0))
+        table.report(1, measured(prefill_steps=1010, prefill_tokens=101_000, prefill_seconds=26.0, step_seconds=50.0))
     counts: Counter[int] = Counter()
     for seed in range(100):
         place = choose(table, "prefill", seed).place
