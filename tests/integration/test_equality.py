@@ -53,19 +53,9 @@ def model(deployment: Deployment) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def expected(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy answers of ``transformers``; generation is ours to write, so that no default of theirs joins in."""
-    answers = []
-    with torch.inference_mode():
-        for prompt in prompts:
-            step, cache, answer = torch.tensor([prompt]), None, []
-            for _ in range(ANSWER_TOKENS):
-                out = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache, token = out.past_key_values, int(out.logits[0, -1].argmax())
-                answer.append(token)
-                step = torch.tensor([[token]])
-            answers.append(answer)
-    return answers
+def alone(fp32_server: TritonServer, prompts: list[list[int]]) -> list[list[int]]:
+    """The answers to all prompts, each asked alone."""
+    return [ask_now(fp32_server.grpc_url, "llm", request(p) | {"stream": True}).output_ids for p in prompts]
 
 
 def request(prompt: list[int]) -> dict[str, Any]:
@@ -85,29 +75,33 @@ def test_logits_are_those_of_transformers(
             assert (row - theirs).abs().max() < 1e-3
 
 
-def test_alone_over_grpc(fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]) -> None:
-    got = [ask_now(fp32_server.grpc_url, "llm", request(p) | {"stream": True}).output_ids for p in prompts]
-    assert got == expected
+def test_alone_over_grpc(model: PreTrainedModel, prompts: list[list[int]], alone: list[list[int]]) -> None:
+    """Greedy answers of ``transformers``: given the prompt and what was said so far, each token is its most likely."""
+    assert [len(answer) for answer in alone] == [ANSWER_TOKENS] * PROMPTS
+    with torch.inference_mode():
+        for prompt, answer in zip(prompts, alone, strict=True):
+            logits = model(torch.tensor([prompt + answer[:-1]]), logits_to_keep=ANSWER_TOKENS).logits[0]
+            assert logits.argmax(-1).tolist() == answer
 
 
-def test_alone_over_http(fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]) -> None:
+def test_alone_over_http(fp32_server: TritonServer, prompts: list[list[int]], alone: list[list[int]]) -> None:
     got = [generate(fp32_server.http_url, "llm", request(p))["output_ids"] for p in prompts[::5]]
-    assert got == expected[::5]
+    assert got == alone[::5]
 
 
 def test_sixteen_at_a_time_in_random_order(
-    fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]
+    fp32_server: TritonServer, prompts: list[list[int]], alone: list[list[int]]
 ) -> None:
     order = random.Random(3).sample(range(PROMPTS), PROMPTS)
     answers = asyncio.run(ask_all(fp32_server.grpc_url, "llm", [request(prompts[n]) for n in order], at_once=16))
-    assert [answer.output_ids for answer in answers] == [expected[n] for n in order]
+    assert [answer.output_ids for answer in answers] == [alone[n] for n in order]
 
 
 def test_one_process_doing_both_stages_agrees(
-    fp32_server: TritonServer, prompts: list[list[int]], expected: list[list[int]]
+    fp32_server: TritonServer, prompts: list[list[int]], alone: list[list[int]]
 ) -> None:
     answers = asyncio.run(ask_all(fp32_server.grpc_url, "decode_0", [request(p) for p in prompts[::2]], at_once=16))
-    assert [answer.output_ids for answer in answers] == expected[::2]
+    assert [answer.output_ids for answer in answers] == alone[::2]
 
 
 def test_a_seed_gives_the_same_answer_in_any_company(fp32_server: TritonServer) -> None:

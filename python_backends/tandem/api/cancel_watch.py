@@ -21,7 +21,7 @@ class CancelWatch:
 
     def __init__(self) -> None:
         self._watched: dict[Responder, Callable[[], None]] = {}
-        self._stopped = threading.Event()
+        self._stopped, self._added = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="cancel-watch", daemon=True)
 
     def start(self) -> None:
@@ -31,14 +31,19 @@ class CancelWatch:
     def stop(self) -> None:
         """Stop asking. Does not wait: Triton may never answer a question that is under way while it finalizes."""
         self._stopped.set()
+        self._added.set()
 
     def add(self, responder: Responder, on_cancel: Callable[[], None]) -> None:
         """Call ``on_cancel`` once, from the watch's thread, should this client leave before its response ends."""
         self._watched[responder] = on_cancel
+        self._added.set()
 
     def _run(self) -> None:
         rest_s = SWEEP_S
         while not self._stopped.wait(rest_s):
+            self._added.clear()
+            if not self._watched:
+                self._added.wait()
             started = time.monotonic()
             for responder in list(self._watched):
                 try:

@@ -46,11 +46,13 @@ class EngineProcess:
         on_report: Callable[[EngineReport], None],
         on_exit: Callable[[str], None],
         silence_s: float = 15.0,
+        start_s: float = 120.0,
         engine: str | None = None,
     ) -> None:
         """``on_exit`` is called once, when the process is gone, with how it ended and why; ``log_file`` gets what it
-        writes. One that reports nothing for ``silence_s`` seconds is killed. ``engine`` replaces the deployment's:
-        a name or ``module:function``."""
+        writes. One that reports nothing for ``silence_s`` seconds is killed; its first report may take ``start_s``:
+        it reads its libraries before, with many others at once, and maybe from a cold disk. ``engine`` replaces the
+        deployment's: a name or ``module:function``."""
         self._deployment_file, self._worker = deployment_file, worker
         self._arguments = ["--deployment", str(deployment_file), "--worker", worker]
         if engine is not None:
@@ -58,7 +60,7 @@ class EngineProcess:
         self._log_file = log_file
         self._on_report = on_report
         self._on_exit = on_exit
-        self._silence_s = silence_s
+        self._silence_s, self._start_s = silence_s, max(start_s, silence_s)
         self._error: str | None = None
         """Why the process ends, in its own words."""
         self._gone = threading.Event()
@@ -162,18 +164,18 @@ class EngineProcess:
 
     def _read_reports(self) -> str:
         """Pass reports on until the process is gone; why it is."""
-        heard = time.monotonic()
+        heard, patience_s = time.monotonic(), self._start_s
         while True:
             if self._reports.poll(POLL_MS):
                 self._pass_on(self._reports.recv())
-                heard = time.monotonic()
+                heard, patience_s = time.monotonic(), self._silence_s
             elif (end := self._find_end()) is not None:
                 while self._reports.poll(POLL_MS):
                     self._pass_on(self._reports.recv())
                 return end
-            elif time.monotonic() - heard > self._silence_s:
+            elif time.monotonic() - heard > patience_s:
                 self._signal(signal.SIGKILL)
-                return f"no sign of life for {self._silence_s:g} s, killed"
+                return f"no sign of life for {patience_s:g} s, killed"
 
     def _pass_on(self, data: bytes) -> None:
         try:

@@ -46,7 +46,7 @@ from tandem.stage.record import WorkRecords
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.05
+TICK_S = 0.1
 MAX_POLL_S = 3600.0
 """A poll that asks for more would as well be answered never."""
 LANE_SILENCE_S = 15.0
