@@ -42,7 +42,14 @@ DEADLINE_S = 60.0
 class Engine:
     """An engine process under test, and what it said."""
 
-    def __init__(self, directory: Path, engine: str = "create", worker: str = "prefill_0", silence_s: float = 15.0):
+    def __init__(
+        self,
+        directory: Path,
+        engine: str = "create",
+        worker: str = "prefill_0",
+        silence_s: float = 15.0,
+        start_s: float = DEADLINE_S,
+    ) -> None:
         self.directory = directory
         self.reports: queue.Queue[EngineReport] = queue.Queue()
         self.exits: queue.Queue[str] = queue.Queue()
@@ -53,6 +60,7 @@ class Engine:
             on_report=self.reports.put,
             on_exit=self.exits.put,
             silence_s=silence_s,
+            start_s=start_s,
             engine=engine if engine.count(":") or engine == "warp" else f"tests.unit.engines.echo_engine:{engine}",
         )
 
@@ -207,6 +215,18 @@ def test_silent_engine_is_killed(launch: Launch) -> None:
     child.suspend()
     assert engine.exit().startswith("no sign of life for 2 s, killed")
     assert is_gone(child.pid)
+
+
+def test_a_process_may_take_longer_to_start_than_it_may_be_silent_later(launch: Launch) -> None:
+    engine = launch(silence_s=0.01)  # it does not even find its libraries in that time
+    assert engine.exit().startswith("no sign of life for 0.01 s, killed")
+    assert not engine.reports.empty()
+
+
+def test_a_process_that_does_not_come_up_is_killed(launch: Launch) -> None:
+    engine = launch(silence_s=0.01, start_s=0.02)
+    assert engine.exit().startswith("no sign of life for 0.02 s, killed")
+    assert engine.reports.empty()
 
 
 def test_slow_loading_is_a_sign_of_life(launch: Launch) -> None:
