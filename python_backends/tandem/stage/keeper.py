@@ -15,6 +15,7 @@ from tandem.messages import EngineCommand, EngineError, EngineReport, Events, Lo
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0
+"""Without progress in loading. Large weights from a slow disk may take longer in all."""
 STOP_TIMEOUT_S = 10.0
 FIRST_BACK_OFF_S = 0.5
 MAX_BACK_OFF_S = 30.0
@@ -41,6 +42,9 @@ class EngineKeeper:
         self._ended = threading.Event()
         self._changed = threading.Condition()
         self._last_error = ""
+        self._loading: Loading | None = None
+        self._progressed = 0.0
+        """When loading last told of something new."""
         self._thread = threading.Thread(target=self._keep, name=f"keeper-{worker}", daemon=True)
 
     @property
@@ -54,13 +58,14 @@ class EngineKeeper:
         Raises:
             TandemError: ``engine_failed`` with the engine's own words, when its first start fails.
         """
+        self._progressed = time.monotonic()
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._info or self._last_error, timeout=START_TIMEOUT_S)
+            self._wait_while_loading(lambda: self._info or self._last_error)
             if self._info:
                 return self._info
         self.stop()
-        reason = self._last_error or f"not ready after {START_TIMEOUT_S:.0f} s"
+        reason = self._last_error or self._standstill()
         raise TandemError("engine_failed", f"worker {self._worker}: {reason} (log: {self._log_file})")
 
     def send(self, command: EngineCommand) -> bool:
@@ -97,6 +102,7 @@ class EngineKeeper:
                 gone.append(reason)
                 self._changed.notify_all()
 
+        self._progressed = time.monotonic()
         process = EngineProcess(
             self._deployment_file, self._worker, self._log_file, on_report=self._on_report, on_exit=on_exit
         )
@@ -106,13 +112,26 @@ class EngineKeeper:
             gone.append(f"cannot start: {error}")
         self._process = process
         with self._changed:
-            if not self._changed.wait_for(lambda: gone or self._ended.is_set() or self._info, START_TIMEOUT_S):
-                gone.append(f"not ready after {START_TIMEOUT_S:.0f} s")
+            if not self._wait_while_loading(lambda: gone or self._ended.is_set() or self._info):
+                gone.append(self._standstill())
             self._changed.wait_for(lambda: gone or self._ended.is_set())
         was_ready, self._info, self._process = self._info is not None, None, None
         process.stop(STOP_TIMEOUT_S)
         if gone and not self._ended.is_set():
             self._report_loss(gone[0], was_ready)
+
+    def _wait_while_loading(self, is_over: Callable[[], object]) -> bool:
+        """Until it is over; False where loading makes no progress any more."""
+        while not is_over():
+            left_s = self._progressed + START_TIMEOUT_S - time.monotonic()
+            if left_s <= 0:
+                return False
+            self._changed.wait(left_s)
+        return True
+
+    def _standstill(self) -> str:
+        at = f" ({self._loading.what}, {100 * self._loading.fraction:.0f} %)" if self._loading else ""
+        return f"loading has made no progress for {START_TIMEOUT_S:g} s{at}"
 
     def _report_loss(self, reason: str, was_ready: bool) -> None:
         log.error("engine of worker %s is gone: %s", self._worker, reason)
@@ -130,6 +149,8 @@ class EngineKeeper:
             case Events():
                 self._on_events(report)
             case Loading():
+                if report != self._loading:
+                    self._loading, self._progressed = report, time.monotonic()
                 log.debug("worker %s: %s, %.0f %%", self._worker, report.what, 100 * report.fraction)
             case EngineError():
                 self._last_error = report.message

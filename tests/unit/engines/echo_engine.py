@@ -95,6 +95,13 @@ def create_slowly(_deployment: Deployment, worker: Worker, epoch: int, loading: 
     return EchoEngine(worker, epoch)
 
 
+def create_by_and_by(_deployment: Deployment, worker: Worker, epoch: int, loading: LoadingSink) -> EchoEngine:
+    for tenth in range(10):
+        loading("weights", tenth / 10)
+        time.sleep(0.6)
+    return EchoEngine(worker, epoch)
+
+
 def create_never(deployment: Deployment, _worker: Worker, _epoch: int, _loading: LoadingSink) -> EchoEngine:
     raise TandemError(
         "invalid_request", f"model.path: {deployment.model.path} has no config.json; run build/convert.py"

@@ -114,6 +114,18 @@ def test_a_first_start_that_fails_says_why_in_the_engines_words(keep: Keep, fact
     assert kept.losses.empty()
 
 
+@pytest.mark.parametrize("factory", ["create_by_and_by", "create_slowly"])
+def test_loading_may_take_long_as_long_as_it_goes_on(keep: Keep, monkeypatch: pytest.MonkeyPatch, factory: str) -> None:
+    monkeypatch.setattr("tandem.stage.keeper.START_TIMEOUT_S", 4.0)
+    kept = keep(factory)
+    if factory == "create_by_and_by":
+        assert kept.keeper.start().engine == "echo"
+        return
+    with pytest.raises(TandemError, match=r"no progress for 4 s \(weights, 25 %\)"):
+        kept.keeper.start()
+    assert engine_processes() == []
+
+
 def test_stopping_ends_the_process_and_starts_no_other(keep: Keep) -> None:
     kept = keep("create")
     kept.keeper.start()

@@ -61,20 +61,9 @@ def create(deployment: Deployment, worker: Worker, epoch: int, loading: LoadingS
     contents = BlockContents(num_blocks, kv.num_layers * kv.num_kv_heads * kv.slice_bytes)
     leases = LeaseTable(pool, deployment.kv.lease_s, words=contents.lease_words)
     _pretend_to_load(timing.start_s, loading)
-    transfer = KvTransfer(
-        leases=leases,
-        agent_name=f"{make_worker_id(worker)}-{epoch:x}",
-        address=contents.address,
-        shared=contents.shared,
-        block_bytes=kv.num_layers * kv.num_kv_heads * kv.slice_bytes,
-        num_blocks=num_blocks,
-        memory="DRAM",
-        device_id=0,
-        timeout_s=deployment.kv.transfer_timeout_s,
-        kv=kv,
-        partition=Partition(),
+    transfer = _start_transfer(
+        f"{make_worker_id(worker)}-{epoch:x}", leases, contents, kv, num_blocks, deployment.kv.transfer_timeout_s
     )
-    transfer.start()
     info = WorkerInfo(
         worker_id=make_worker_id(worker),
         epoch=epoch,
@@ -155,6 +144,26 @@ def _pretend_to_load(seconds: float, loading: LoadingSink) -> None:
         loading("simulated weights", passed / seconds)
         time.sleep(min(LOADING_REPORT_S, seconds - passed))
     loading("transfer", 0.0)
+
+
+def _start_transfer(
+    name: str, leases: LeaseTable, contents: BlockContents, kv: KvFormat, num_blocks: int, timeout_s: float
+) -> KvTransfer:
+    transfer = KvTransfer(
+        leases=leases,
+        agent_name=name,
+        address=contents.address,
+        shared=contents.shared,
+        block_bytes=kv.num_layers * kv.num_kv_heads * kv.slice_bytes,
+        num_blocks=num_blocks,
+        memory="DRAM",
+        device_id=0,
+        timeout_s=timeout_s,
+        kv=kv,
+        partition=Partition(),
+    )
+    transfer.start()
+    return transfer
 
 
 class SimEngine:
