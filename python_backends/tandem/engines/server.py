@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     become_group_leader()
     start_logging(Logging())  # until the deployment file is read
     stopping = threading.Event()
-    threading.Thread(target=_watch_parent, args=(args.parent_fd, stopping), name="parent", daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(args, stopping), name="parent", daemon=True).start()
     return 1 if run_engine(partial(_build, args), args.endpoint, stopping) else 0
 
 
@@ -128,6 +129,11 @@ def parse_arguments(module: str, arguments: list[str] | None) -> argparse.Namesp
     parser.add_argument("--parent-fd", type=int, required=True, help="read end of a pipe that the parent keeps open")
     parser.add_argument("--engine", help="engine name or module:function, in place of the deployment's")
     return parser.parse_args(arguments)
+
+
+def directory_of(endpoint: str) -> Path:
+    """Made for the sockets of one engine; the stage removes it in the end."""
+    return Path(endpoint.removeprefix("ipc://")).parent
 
 
 def become_group_leader() -> None:
@@ -253,12 +259,14 @@ def _notice_dead_threads(fail: Callable[[str], None]) -> None:
     threading.excepthook = hook
 
 
-def _watch_parent(parent_fd: int, stopping: threading.Event) -> None:
-    """End with the parent: in good order if that is quick, else at once, children included."""
-    while os.read(parent_fd, 4096):
+def _watch_parent(args: argparse.Namespace, stopping: threading.Event) -> None:
+    """End with the parent: in good order if that is quick, else at once, children included. Nobody else is left to
+    remove the directory of the sockets."""
+    while os.read(args.parent_fd, 4096):
         pass
     log.warning("the parent process is gone")
     stopping.set()
+    shutil.rmtree(directory_of(args.endpoint), ignore_errors=True)
     time.sleep(PARENT_GRACE_S)
     os.killpg(0, signal.SIGKILL)
 

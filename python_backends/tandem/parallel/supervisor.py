@@ -11,18 +11,18 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import zmq
 
 from tandem.deployment import Deployment, Worker, load_deployment
-from tandem.engines.server import PARENT_GRACE_S, become_group_leader, parse_arguments
+from tandem.engines.server import PARENT_GRACE_S, become_group_leader, directory_of, parse_arguments
 from tandem.errors import TandemError
 from tandem.logs import Logging, label, start_logging
 from tandem.messages import EngineError, EngineReport, Heartbeat, Loading, encode
@@ -71,9 +71,10 @@ class Supervisor:
         self._says_json = deployment.logging.format == "json"
         self._report = report
         self._tag = uuid.uuid4().hex
-        directory = Path(endpoint.removeprefix("ipc://")).parent  # the stage removes it in the end
+        self._directory = directory_of(endpoint)
+        self._is_orphan = False
         environment = {**os.environ, processes.TAG: self._tag}
-        call = plan_group(deployment, worker, endpoint, engine, environment, directory)
+        call = plan_group(deployment, worker, endpoint, engine, environment, self._directory)
         for path, text in call.files.items():
             path.write_text(text)
         self._watched = call.watched
@@ -102,6 +103,8 @@ class Supervisor:
                 log.error("processes of the group survive SIGKILL")
             remove_group(self._tag)
             self._job.close()
+            if self._is_orphan:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
     def stop(self) -> None:
         """Ask the leader to end the group in good order, and give it some time. One that still loads is just ended."""
@@ -174,6 +177,7 @@ class Supervisor:
     def _note_parent(self, fd: int) -> None:
         if not os.read(fd, 4096):
             log.warning("the parent process is gone")
+            self._is_orphan = True
             self._job.unlisten(fd)
             self.stop()
 

@@ -16,6 +16,7 @@ import pytest
 
 from tandem.deployment import Deployment, Model, Worker, to_json
 from tandem.engines.client import EngineProcess, find_python
+from tandem.engines.server import directory_of
 from tandem.messages import (
     Cancel,
     EngineError,
@@ -105,6 +106,12 @@ def write_deployment(directory: Path) -> Path:
 
 def work(request_id: str, tokens: list[int]) -> Prefill:
     return Prefill(request_id=request_id, token_ids=tokens, sampling=Sampling(), stopping=Stopping(max_tokens=1))
+
+
+def sockets_of(process: psutil.Process) -> Path:
+    """The directory of an engine process's sockets."""
+    command = process.cmdline()
+    return directory_of(command[command.index("--endpoint") + 1])
 
 
 def is_gone(pid: int) -> bool:
@@ -324,10 +331,13 @@ def test_engine_and_its_children_end_with_a_killed_parent(tmp_path: Path) -> Non
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
         assert all(map(psutil.pid_exists, pids))
+        directory = sockets_of(psutil.Process(pids[0]))
+        assert directory.exists()
     finally:
         parent.kill()
         parent.communicate()
     assert all(map(is_gone, pids))
+    assert not directory.exists()
 
 
 def test_start_without_a_python_leaves_nothing(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import Hosts
+from tests.unit.engines.test_client import sockets_of
 from tests.unit.parallel.groups import Group, wait_until
 
 MADE_BY_MPI = ("mpich_shm", "sm_segment")
@@ -113,8 +114,11 @@ def test_a_group_with_a_stopped_rank_ends_with_its_killed_supervisor(group: Grou
 
 def test_a_group_ends_with_its_stage(group: Group) -> None:
     group.wait_running()
+    directory = sockets_of(group.find_supervisor())
+    assert directory.exists()
     group.kill_stage()
     assert group.leaves_nothing()
+    assert not directory.exists()
     assert "[rank 0] the leader stops in good order" in group.log()
 
 
