@@ -21,11 +21,12 @@ from tandem.triton.server import TritonServer
 from tests.integration.clients import ask_all, ask_now, generate
 from tests.unit.engines.torch.support import make_runner, make_sequence, step_logits
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the answers of transformers
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for 50 answers, one after the other
 
 PROMPTS = 50
 MOST_TOKENS = 1500
-ANSWER_TOKENS = 8
+LONG, SHORT = 16, 3
+"""Tokens of every tenth answer, and of the others."""
 TEXT = Path(__file__).parents[2] / "LICENSE"
 
 
@@ -53,13 +54,17 @@ def model(deployment: Deployment) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def alone(fp32_server: TritonServer, prompts: list[list[int]]) -> list[list[int]]:
-    """The answers to all prompts, each asked alone."""
-    return [ask_now(fp32_server.grpc_url, "llm", request(p) | {"stream": True}).output_ids for p in prompts]
+def requests(prompts: list[list[int]]) -> list[dict[str, Any]]:
+    return [
+        {"input_ids": prompt, "max_tokens": SHORT if n % 10 else LONG, "ignore_eos": True}
+        for n, prompt in enumerate(prompts)
+    ]
 
 
-def request(prompt: list[int]) -> dict[str, Any]:
-    return {"input_ids": prompt, "max_tokens": ANSWER_TOKENS, "ignore_eos": True}
+@pytest.fixture(scope="module")
+def alone(fp32_server: TritonServer, requests: list[dict[str, Any]]) -> list[list[int]]:
+    """The answers to all requests, each made alone."""
+    return [ask_now(fp32_server.grpc_url, "llm", request | {"stream": True}).output_ids for request in requests]
 
 
 def test_logits_are_those_of_transformers(
@@ -75,32 +80,32 @@ def test_logits_are_those_of_transformers(
             assert (row - theirs).abs().max() < 1e-3
 
 
-def test_alone_over_grpc(model: PreTrainedModel, prompts: list[list[int]], alone: list[list[int]]) -> None:
+def test_alone_over_grpc(model: PreTrainedModel, requests: list[dict[str, Any]], alone: list[list[int]]) -> None:
     """Greedy answers of ``transformers``: given the prompt and what was said so far, each token is its most likely."""
-    assert [len(answer) for answer in alone] == [ANSWER_TOKENS] * PROMPTS
+    assert [len(answer) for answer in alone] == [request["max_tokens"] for request in requests]
     with torch.inference_mode():
-        for prompt, answer in zip(prompts, alone, strict=True):
-            logits = model(torch.tensor([prompt + answer[:-1]]), logits_to_keep=ANSWER_TOKENS).logits[0]
-            assert logits.argmax(-1).tolist() == answer
+        for request, answer in zip(requests, alone, strict=True):
+            said = torch.tensor([request["input_ids"] + answer[:-1]])
+            assert model(said, logits_to_keep=len(answer)).logits[0].argmax(-1).tolist() == answer
 
 
-def test_alone_over_http(fp32_server: TritonServer, prompts: list[list[int]], alone: list[list[int]]) -> None:
-    got = [generate(fp32_server.http_url, "llm", request(p))["output_ids"] for p in prompts[::5]]
+def test_alone_over_http(fp32_server: TritonServer, requests: list[dict[str, Any]], alone: list[list[int]]) -> None:
+    got = [generate(fp32_server.http_url, "llm", request)["output_ids"] for request in requests[::5]]
     assert got == alone[::5]
 
 
 def test_sixteen_at_a_time_in_random_order(
-    fp32_server: TritonServer, prompts: list[list[int]], alone: list[list[int]]
+    fp32_server: TritonServer, requests: list[dict[str, Any]], alone: list[list[int]]
 ) -> None:
     order = random.Random(3).sample(range(PROMPTS), PROMPTS)
-    answers = asyncio.run(ask_all(fp32_server.grpc_url, "llm", [request(prompts[n]) for n in order], at_once=16))
+    answers = asyncio.run(ask_all(fp32_server.grpc_url, "llm", [requests[n] for n in order], at_once=16))
     assert [answer.output_ids for answer in answers] == [alone[n] for n in order]
 
 
 def test_one_process_doing_both_stages_agrees(
-    fp32_server: TritonServer, prompts: list[list[int]], alone: list[list[int]]
+    fp32_server: TritonServer, requests: list[dict[str, Any]], alone: list[list[int]]
 ) -> None:
-    answers = asyncio.run(ask_all(fp32_server.grpc_url, "decode_0", [request(p) for p in prompts[::2]], at_once=16))
+    answers = asyncio.run(ask_all(fp32_server.grpc_url, "decode_0", requests[::2], at_once=16))
     assert [answer.output_ids for answer in answers] == alone[::2]
 
 

@@ -21,7 +21,7 @@ import zmq
 
 from tandem.deployment import Worker, load_deployment
 from tandem.kv.copying import add_copying
-from tandem.messages import EngineCommand, EngineError, EngineReport, Stop, decoder, encode
+from tandem.messages import EngineCommand, EngineError, EngineReport, Ready, Stop, decoder, encode
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class EngineProcess:
         engine: str | None = None,
     ) -> None:
         """``on_exit`` is called once, when the process is gone, with how it ended and why; ``log_file`` gets what it
-        writes. One that reports nothing for ``silence_s`` seconds is killed; its first report may take ``start_s``:
-        it reads its libraries before, with many others at once, and maybe from a cold disk. ``engine`` replaces the
-        deployment's: a name or ``module:function``."""
+        writes. One that reports nothing for ``silence_s`` seconds is killed, or for ``start_s`` until it is ready: it
+        reads its libraries from a cold disk, and has the network's library register all of its memory, with many others
+        at once. ``engine`` replaces the deployment's: a name or ``module:function``."""
         self._deployment_file, self._worker = deployment_file, worker
         self._arguments = ["--deployment", str(deployment_file), "--worker", worker]
         if engine is not None:
@@ -63,6 +63,7 @@ class EngineProcess:
         self._silence_s, self._start_s = silence_s, max(start_s, silence_s)
         self._error: str | None = None
         """Why the process ends, in its own words."""
+        self._is_ready = False
         self._gone = threading.Event()
         self._lock = threading.Lock()
         self._commands: zmq.Socket[bytes] | None = None
@@ -164,11 +165,12 @@ class EngineProcess:
 
     def _read_reports(self) -> str:
         """Pass reports on until the process is gone; why it is."""
-        heard, patience_s = time.monotonic(), self._start_s
+        heard = time.monotonic()
         while True:
+            patience_s = self._silence_s if self._is_ready else self._start_s
             if self._reports.poll(POLL_MS):
                 self._pass_on(self._reports.recv())
-                heard, patience_s = time.monotonic(), self._silence_s
+                heard = time.monotonic()
             elif (end := self._find_end()) is not None:
                 while self._reports.poll(POLL_MS):
                     self._pass_on(self._reports.recv())
@@ -182,6 +184,7 @@ class EngineProcess:
             report = _report_decoder.decode(data)
             if isinstance(report, EngineError):
                 self._error = report.message
+            self._is_ready |= isinstance(report, Ready)
             self._on_report(report)
         except msgspec.DecodeError as error:
             log.error("dropped a report of engine process %s: %s", self.pid, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,9 @@ def make_class(name: str, base: type[_Keeper] = _Keeper) -> type[Any]:
     described = read_contract()[name]
     kind: type[Any] = _Listing(name, (base,), {"_described": described, "_name": name})
     _made[name] = kind
+    for field in fields_of(described).values():
+        if (default := field.default_in(version())) is not None and not default.endswith("()"):
+            literal(default)
     return kind
 
 
@@ -100,7 +104,7 @@ _made: dict[str, type[Any]] = {}
 
 def make_default(text: str) -> object:
     """The value of a default: a literal, or a new object of a described class."""
-    return _made[text[:-2]]() if text.endswith("()") else literal(text)
+    return _made[text[:-2]]() if text.endswith("()") else copy.copy(literal(text))
 
 
 def coerce(kind: str, value: object) -> object:

@@ -102,6 +102,8 @@ def read_contract() -> dict[str, Class]:
     return classes
 
 
+@cache
 def literal(text: str) -> Any:
-    """The value of a default that is a Python literal."""
+    """The value of a default that is a Python literal; not to be changed. Reading one is not for several threads at
+    once (CPython 3.11: gh-106905), so whoever describes a class does it beforehand."""
     return ast.literal_eval(text)

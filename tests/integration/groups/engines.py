@@ -13,6 +13,9 @@ from running_engine import RunningEngine
 from tandem.deployment import Deployment, Kv, Model, Parallel, Worker
 from tandem.messages import Decode, EngineEvent, Generate, Partition, Prefill, Prefilled, Pulled, Tokens
 
+PATIENCE_S = 120.0
+"""Ranks wait for each other, on few cores."""
+
 
 @contextlib.contextmanager
 def run_engines(
@@ -30,6 +33,7 @@ def run_engines(
         )
         for name, partition in partitions.items()
     ]
+    kv = msgspec.structs.replace(kv, lease_s=PATIENCE_S, transfer_timeout_s=PATIENCE_S)
     deployment = Deployment(
         name="groups",
         model=Model(path=str(model_dir), dtype="float32"),
