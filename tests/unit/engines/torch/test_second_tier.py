@@ -200,7 +200,10 @@ def test_harmed_files_change_no_answer(
         with Vandal(tmp_path):
             for _ in range(20):
                 assert repeat(harness, work, 3) == 3 * expected
-        assert tier_of(harness).corrupt > 5
+            end = time.monotonic() + TIMEOUT_S
+            while tier_of(harness).corrupt <= 5:  # after an error nothing is written for a while
+                assert time.monotonic() < end
+                assert repeat(harness, work, 3) == 3 * expected
         shutil.rmtree(tmp_path / "prefill_0")
         assert repeat(harness, work, 2) == 2 * expected
         assert tier_of(harness).hits > 0
