@@ -19,26 +19,27 @@ class Mean:
     """A mean over the last busy half minute or so."""
 
     def __init__(self) -> None:
-        self._total = 0.0
-        self._count = 0.0
+        self.total = 0.0
+        self.count = 0.0
+        """Of things, and ``total`` of what they came to; what is long ago counts less."""
 
     def add(self, total: float, count: float, seconds: float) -> None:
         """``count`` things came to ``total``; a worker was busy with them for ``seconds``."""
         if count <= 0 or seconds <= 0:
             return  # nothing was done, or the counters began anew
         keep = math.exp(-seconds / MEMORY_S)
-        self._total = keep * self._total + total
-        self._count = keep * self._count + count
+        self.total = keep * self.total + total
+        self.count = keep * self.count + count
 
     @property
     def known(self) -> bool:
         """Whether anything was measured."""
-        return self._count > 0
+        return self.count > 0
 
     @property
     def value(self) -> float:
         """The mean; ``known`` must hold."""
-        return self._total / self._count
+        return self.total / self.count
 
 
 class PrefillSteps:
@@ -49,46 +50,43 @@ class PrefillSteps:
     """
 
     def __init__(self) -> None:
-        self._steps = self._tokens = self._seconds = 0.0
-        self._squares = self._products = 0.0
-        """Of tokens, and of tokens with seconds: summed over steps."""
+        self._seconds, self._tokens, self._squares, self._products = Mean(), Mean(), Mean(), Mean()
+        """Per step: of seconds, of tokens, of tokens squared, and of tokens times seconds."""
 
     def add(self, seconds: float, tokens: float, steps: float) -> None:
         """So many ``steps`` have read ``tokens`` in ``seconds``."""
-        if tokens <= 0 or steps <= 0 or seconds <= 0:
+        if tokens <= 0 or steps <= 0:
             return  # nothing was done, or the counters began anew
-        keep = math.exp(-seconds / MEMORY_S)
-        self._steps = keep * self._steps + steps
-        self._tokens = keep * self._tokens + tokens
-        self._seconds = keep * self._seconds + seconds
-        self._squares = keep * self._squares + tokens * tokens / steps
-        self._products = keep * self._products + tokens * seconds / steps
+        self._seconds.add(seconds, steps, seconds)
+        self._tokens.add(tokens, steps, seconds)
+        self._squares.add(tokens * tokens / steps, steps, seconds)
+        self._products.add(tokens * seconds / steps, steps, seconds)
 
     @property
     def known(self) -> bool:
         """Whether anything was measured; must hold for all that follow."""
-        return self._steps > 0
+        return self._seconds.known
 
     @property
     def step_s(self) -> float:
         """Seconds per step."""
-        return self._seconds / self._steps
+        return self._seconds.value
 
     @property
     def token_s(self) -> float:
         """Seconds per token: of prompts like these."""
-        return self._seconds / self._tokens
+        return self._seconds.total / self._tokens.total
 
     @property
     def more_s(self) -> float:
         """Seconds that a step takes more for each token that it reads more: of far longer prompts than these. Above 0,
         and at most ``token_s``."""
-        tokens = self._tokens / self._steps
-        believed = self.step_s / (KNEE_TOKENS + tokens)
-        squares = max(0.0, self._squares - tokens * self._tokens)
-        products = self._products - self.step_s * self._tokens
-        weight = KNEE_TOKENS * KNEE_TOKENS
-        slope = (products + weight * believed) / (squares + weight)
+        tokens, step_s = self._tokens.value, self._seconds.value
+        believed = step_s / (KNEE_TOKENS + tokens)
+        variance = max(0.0, self._squares.value - tokens * tokens)
+        covariance = self._products.value - tokens * step_s
+        weight = KNEE_TOKENS * KNEE_TOKENS / self._seconds.count
+        slope = (covariance + weight * believed) / (variance + weight)
         return min(max(slope, LEAST_SHARE * believed), self.token_s)
 
 
