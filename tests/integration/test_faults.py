@@ -125,7 +125,7 @@ def test_a_killed_decode_engine(server: TritonServer) -> None:
 def test_a_killed_prefill_engine(server: TritonServer) -> None:
     old, engine = epoch_of(server, "prefill_0"), find_engine(server, "prefill_0")
     inputs = [
-        {"text_input": f"{n} " + "word " * 400, "max_tokens": 8, "ignore_eos": True, "stream": True} for n in range(8)
+        {"text_input": f"{n} " + "word " * 700, "max_tokens": 8, "ignore_eos": True, "stream": True} for n in range(8)
     ]
     answers = asyncio.run(streams_until(server, inputs, lambda begun: begun >= 1, engine.kill))
     assert_whole(answers, inputs[0])

@@ -60,7 +60,7 @@ class EngineProcess:
         self._log_file = log_file
         self._on_report = on_report
         self._on_exit = on_exit
-        self._silence_s, self._start_s = silence_s, max(start_s, silence_s)
+        self._silence_s, self._start_s = silence_s, start_s
         self._error: str | None = None
         """Why the process ends, in its own words."""
         self._is_ready = False

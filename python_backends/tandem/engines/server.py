@@ -265,8 +265,8 @@ def _watch_parent(args: argparse.Namespace, stopping: threading.Event) -> None:
     while os.read(args.parent_fd, 4096):
         pass
     log.warning("the parent process is gone")
-    stopping.set()
     shutil.rmtree(directory_of(args.endpoint), ignore_errors=True)
+    stopping.set()
     time.sleep(PARENT_GRACE_S)
     os.killpg(0, signal.SIGKILL)
 

@@ -102,7 +102,7 @@ class EngineKeeper:
                 gone.append(reason)
                 self._changed.notify_all()
 
-        self._progressed = time.monotonic()
+        self._loading, self._progressed = None, time.monotonic()
         process = EngineProcess(
             self._deployment_file, self._worker, self._log_file, on_report=self._on_report, on_exit=on_exit
         )

@@ -80,7 +80,7 @@ def assert_told(answers: list[Answer], worker: str, rank: int, fate: str) -> Non
         if "[transfer_failed]" in error:
             continue
         assert "[worker_lost]" in error
-        if "is not ready" not in error:
+        if f"worker {worker} is not ready: worker {worker} has lost its engine or restarted" not in error:
             assert f"rank {rank} " in error
             assert fate in error
 

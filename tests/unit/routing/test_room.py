@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tandem.messages import Load
-from tandem.routing.room import AHEAD_S, HEADROOM
+from tandem.routing.room import AHEAD_S, HEADROOM, Room
 from tests.unit.routing.sites import BATCH, BLOCKS, MORE_S, PREFILL_S, ask, info, make_router, measured
 
 
@@ -85,26 +85,28 @@ def test_what_others_have_there_counts_and_one_full_worker_does_not_fill_another
     assert (room.requests, room.blocks) == (BATCH * (1 + HEADROOM), pytest.approx(BLOCKS))
 
 
-def test_long_steps_get_more_ahead() -> None:
+def room_with(load: Load) -> Room:
+    """Of two workers, of which the prefill worker has a new engine that has told this."""
     router = make_router(each=1)
     router.join("prefill_0", info("prefill_0", "prefill", 2), Load())
-    slow = measured(prefill_steps=1, prefill_tokens=1000, prefill_seconds=1000.0, step_seconds=1000.0, steps=1)
-    router.report("prefill_0", 2, slow, None)
+    router.report("prefill_0", 2, load, None)
     room = router.room(1.0, 0)
     assert room is not None
-    assert room.prompt_tokens > 500  # the step is of a thousand tokens, a fifth of a second is not even of one
+    return room
+
+
+def test_long_steps_get_more_ahead() -> None:
+    slow = measured(prefill_steps=1, prefill_tokens=1000, prefill_seconds=1000.0, step_seconds=1000.0, steps=1)
+    # The step is of a thousand tokens, a fifth of a second is not even of one.
+    assert room_with(slow).prompt_tokens > 500
 
 
 def test_long_prompts_are_not_foretold_by_short_ones() -> None:
     """A step of ten tokens takes 30 ms, for the most part whatever it reads: 1,500 tokens do not take 4.5 s."""
-    router = make_router(each=1)
-    router.join("prefill_0", info("prefill_0", "prefill", 2), Load())
     short = measured(prefill_steps=1000, prefill_tokens=10_000, prefill_seconds=30.0, step_seconds=30.0, steps=1000)
-    router.report("prefill_0", 2, short, None)
-    room = router.room(1.0, 0)
-    assert room is not None
-    assert room.alone_s is not None
-    assert 1500 * room.alone_s < 1.5
+    alone_s = room_with(short).alone_s
+    assert alone_s is not None
+    assert 1500 * alone_s < 1.5
 
 
 def test_nothing_is_known_before_anybody_was_measured_and_nobody_is_no_room() -> None:

@@ -114,15 +114,15 @@ def test_a_first_start_that_fails_says_why_in_the_engines_words(keep: Keep, fact
     assert kept.losses.empty()
 
 
-@pytest.mark.parametrize("factory", ["create_by_and_by", "create_slowly"])
-def test_loading_may_take_long_as_long_as_it_goes_on(keep: Keep, monkeypatch: pytest.MonkeyPatch, factory: str) -> None:
+def test_loading_may_take_long_as_long_as_it_goes_on(keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tandem.stage.keeper.START_TIMEOUT_S", 4.0)
-    kept = keep(factory)
-    if factory == "create_by_and_by":
-        assert kept.keeper.start().engine == "echo"
-        return
+    assert keep("create_by_and_by").keeper.start().engine == "echo"
+
+
+def test_loading_that_does_not_go_on_is_given_up(keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tandem.stage.keeper.START_TIMEOUT_S", 4.0)
     with pytest.raises(TandemError, match=r"no progress for 4 s \(weights, 25 %\)"):
-        kept.keeper.start()
+        keep("create_slowly").keeper.start()
     assert engine_processes() == []
 
 
