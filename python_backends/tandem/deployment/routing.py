@@ -15,5 +15,8 @@ class Routing(Section, frozen=True, kw_only=True):
     policy: Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"] = "kv"
     spread: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Of policy ``kv``: workers whose cost exceeds the least by no more than this part of it share the requests."""
+    lending: bool = True
+    """Of policy ``kv``: a prefill worker gets the KV of what another worker has read before from there, where that is
+    quicker than to compute it. TensorRT-LLM does not let its cache be read."""
     conditional_disaggregation: bool = True
     """A request goes to its decode worker whole where that takes less than taking it apart."""

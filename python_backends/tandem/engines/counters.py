@@ -17,6 +17,8 @@ class Counters:
     pulls: int = 0
     bytes_pulled: int = 0
     pull_seconds: float = 0.0
+    tokens_borrowed: int = 0
+    borrows_failed: int = 0
     preemptions: int = 0
 
     def stepped(self, seconds: float, prefill_tokens: int | None, count: int = 1) -> None:
@@ -33,3 +35,8 @@ class Counters:
         self.pulls += 1
         self.bytes_pulled += bytes_moved
         self.pull_seconds += seconds
+
+    def borrowed(self, tokens: int, bytes_moved: int, seconds: float) -> None:
+        """The KV of so many tokens was borrowed."""
+        self.pulled(bytes_moved, seconds)
+        self.tokens_borrowed += tokens

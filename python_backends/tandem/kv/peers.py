@@ -100,6 +100,10 @@ class Peers:
             )
         return peer
 
+    def get(self, worker_id: str) -> Peer | None:
+        """The peer of this id."""
+        return self._peers.get(worker_id)
+
     def find_leader(self, agent_name: str) -> Peer | None:
         """The peer whose leader has this name."""
         return next((peer for peer in self if peer.leader_name == agent_name), None)

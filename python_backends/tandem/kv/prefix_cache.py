@@ -143,6 +143,25 @@ class PrefixCache(BlockPool):
             if new:
                 self._changes.append(BlocksStored(hashes=new))
 
+    def lend(self, names: Sequence[int], salt: str) -> tuple[list[int], bytes]:
+        """Hold, for another worker, the blocks of a chain's first ``names``, as many as are here. Returns them, and
+        what ``Chain.digest`` is for the last of them, by the tokens that they are of."""
+        with self._lock:
+            lent: list[_Kept] = []
+            before: int | str = salt
+            for name in names:
+                kept = self._by_name.get(name)
+                if kept is None or kept.before != before:
+                    break
+                lent.append(kept)
+                before = kept.serial
+            for kept in lent:
+                self._hold(kept.block)
+        digest: bytes | None = None
+        for kept in lent:
+            digest = digest_block(digest, kept.tokens, salt)
+        return [kept.block for kept in lent], digest or b""
+
     def oldest_idle(self, count: int, known: Callable[[bytes], bool]) -> list[tuple[int, int, bytes]]:
         """The blocks that are to be given up next, until with the free ones there are ``count``, but for those whose
         digest is ``known``: block, serial, digest. Nobody holds them: their bytes were not written to meanwhile if

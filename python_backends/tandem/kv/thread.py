@@ -21,7 +21,7 @@ from tandem.kv.inbox import Inbox
 from tandem.kv.part import PartRead
 from tandem.kv.peers import LEADER, Peer, Peers
 from tandem.kv.reshard import block_bytes_of, plan_parts
-from tandem.messages import KvFormat, Partition, SharedMemory, TransferInfo, TransferNote, WorkerInfo, does
+from tandem.messages import KvFormat, Partition, SharedMemory, TransferInfo, TransferNote, WorkerInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the library's from Python 3.11 on
@@ -122,8 +122,7 @@ class TransferThread(ABC):
         """
         if problems := find_transfer_problems(peer, self._place["kv"]):
             raise TandemError("worker_incompatible", "; ".join(problems))
-        reads = does(peer.stage, "prefill")
-        parts = plan_parts(peer.partition, self._place["partition"], self._rank, self._place["kv"]) if reads else []
+        parts = plan_parts(peer.partition, self._place["partition"], self._rank, self._place["kv"])
         new = Peer(peer, parts, to_leader=self._rank == LEADER)
         self._command(lambda: self._pair(new))
 

@@ -16,17 +16,34 @@ from tandem.errors import TandemError
 from tandem.kv.agent import Agent
 from tandem.kv.confirmations import Confirmations
 from tandem.kv.leases import LeaseTable
+from tandem.kv.lending import Borrowing, Loan, lend
 from tandem.kv.part import PartRead
 from tandem.kv.peers import LEADER, Peer
 from tandem.kv.pull import Pull, PullResult
 from tandem.kv.reshard import block_bytes_of
 from tandem.kv.thread import IDLE_POLL_S, Place, TransferThread
-from tandem.messages import Claim, Claimed, Confirm, Confirmed, KvHandle, NotConfirmed, ReadEnded, TransferNote
+from tandem.messages import (
+    Borrow,
+    Claim,
+    Claimed,
+    Confirm,
+    Confirmed,
+    KvHandle,
+    Lent,
+    NotConfirmed,
+    ReadEnded,
+    TransferNote,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the library's from Python 3.11 on
 
 log = logging.getLogger(__name__)
+
+LENT_TIMEOUT_S = 2.0
+"""Limits each step of a pull of what was lent, as far as ``kv.transfer_timeout_s`` allows more: it can be computed."""
+LENT_LATELY_S = 1.0
+"""For so long after somebody wanted to borrow, the next one is looked for as often as confirmations are."""
 
 
 class KvTransfer(TransferThread):
@@ -60,6 +77,12 @@ class KvTransfer(TransferThread):
         self._in_use: set[str] = set()
         """Request ids of both: what followers report names nothing else."""
         self._expire_at = 0.0
+        self._asked_to_lend_at = -LENT_LATELY_S
+
+    def open(self) -> None:
+        """As every transfer."""
+        super().open()
+        self._borrowing = Borrowing(self._agent, self._peers, self._correlations, self._begin_lent, self._clock)
 
     # ------------------------------------------------------------ for the engine
 
@@ -83,15 +106,22 @@ class KvTransfer(TransferThread):
         """
         if request_id in self._in_use:
             raise TandemError("invalid_request", f"request {request_id!r} has a pull that has not ended on all ranks")
-        part = PartRead(request_id, handle, local_block_ids, self._place["timeout_s"], self._clock)
-        shares = {rank: len(part.local_ids) * size for rank, size in self._followers.items()}
-        pull = Pull(part, shares, on_done, self._place["timeout_s"], self._clock)
+        pull = self._make_pull(request_id, handle, local_block_ids, on_done, self._place["timeout_s"])
         self._in_use.add(request_id)
         try:
             self._command(lambda: self._begin(pull))
         except TandemError:
             self._in_use.discard(request_id)
             raise
+
+    def borrow(self, loan: Loan) -> None:
+        """Ask another worker for KV, and pull what it lends. As in ``pull`` its ``on_done`` is called once, and what it
+        ``accept``s is pulled by all ranks.
+
+        Raises:
+            TandemError: ``transfer_failed``: the transfer has ended.
+        """
+        self._command(lambda: self._borrowing.ask(loan))
 
     def part_ended(self, report: ReadEnded) -> None:
         """Take what a follower says of its part of a pull; nothing happens after the transfer has ended.
@@ -116,25 +146,52 @@ class KvTransfer(TransferThread):
         return [pull.part for pull in itertools.chain(self._pulls.values(), self._lingering.values())]
 
     def _is_serving(self) -> bool:
-        return self._leases.held > 0
+        return self._leases.held > 0 or self._clock() - self._asked_to_lend_at < LENT_LATELY_S
 
     def _busy_since(self) -> float | None:
-        return max((pull.began for pull in self._pulls.values() if not pull.is_near), default=None)
+        began = [pull.began for pull in self._pulls.values() if not pull.is_near]
+        return max([*began, *self._borrowing.asked_at], default=None)
 
     def _take(self, sender: str, note: TransferNote) -> None:
-        if isinstance(note, Claim | Confirm):
+        if isinstance(note, Claim | Confirm | Borrow):
             peer = self._peers.find_leader(sender)
             if peer is not None:  # else it asks again, and by then we may be paired
                 self._reply(peer, note)
+        elif isinstance(note, Lent):
+            self._borrowing.take(sender, note)
         else:
             self._settle(sender, note)
 
-    def _reply(self, peer: Peer, question: Claim | Confirm) -> None:
-        answer = self._confirmations.answer(peer.leader_name, question)
+    def _reply(self, peer: Peer, question: Claim | Confirm | Borrow) -> None:
+        answer: TransferNote
+        if isinstance(question, Borrow):
+            self._asked_to_lend_at = self._clock()
+            answer = lend(self._leases, peer.leader_name, question)
+        else:
+            answer = self._confirmations.answer(peer.leader_name, question)
         try:
             self._agent.send(self._peers.connect(peer, LEADER), answer)
         except TandemError as error:
             log.warning("an answer is lost: %s", error)
+
+    def _make_pull(
+        self,
+        request_id: str,
+        handle: KvHandle,
+        local_block_ids: Sequence[int],
+        on_done: Callable[[PullResult], None],
+        timeout_s: float,
+    ) -> Pull:
+        part = PartRead(request_id, handle, local_block_ids, timeout_s, self._clock)
+        shares = {rank: len(part.local_ids) * size for rank, size in self._followers.items()}
+        return Pull(part, shares, on_done, timeout_s, self._clock)
+
+    def _begin_lent(
+        self, request_id: str, handle: KvHandle, local_block_ids: list[int], on_done: Callable[[PullResult], None]
+    ) -> None:
+        timeout_s = min(LENT_TIMEOUT_S, self._place["timeout_s"])
+        self._in_use.add(request_id)
+        self._begin(self._make_pull(request_id, handle, local_block_ids, on_done, timeout_s))
 
     def _begin(self, pull: Pull) -> None:
         self._pulls[pull.request_id] = pull
@@ -164,6 +221,7 @@ class KvTransfer(TransferThread):
                 busy = True
         for pull in list(self._lingering.values()):
             self._release(pull)
+        self._borrowing.give_up_late()
         if self._leases.held and (now := self._clock()) >= self._expire_at:
             self._leases.expire()
             self._expire_at = now + IDLE_POLL_S
@@ -185,8 +243,10 @@ class KvTransfer(TransferThread):
             pull.take(report)
 
     def _abort(self, request_id: str) -> None:
+        reason = TandemError("cancelled", f"the pull of request {request_id!r} was cancelled")
+        self._borrowing.abort(request_id, reason)
         if pull := self._pulls.get(request_id):
-            pull.stop(TandemError("cancelled", f"the pull of request {request_id!r} was cancelled"))
+            pull.stop(reason)
 
     def _finish(self, pull: Pull, error: TandemError | None) -> None:
         """Tell the caller; pin the blocks before, where they may change after."""
@@ -209,5 +269,6 @@ class KvTransfer(TransferThread):
             self._leases.pool.unpin(pull.part.local_ids)
 
     def _end_all(self, reason: TandemError) -> None:
+        self._borrowing.end_all(reason)
         for pull in list(self._pulls.values()):
             self._finish(pull, reason)

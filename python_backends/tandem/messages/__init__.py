@@ -11,7 +11,8 @@ load.py          what a worker has to do and hold
 prefix_cache.py  what its prefix cache holds
 lane.py          orchestrator ↔ stage
 engine.py        stage ↔ engine process
-confirmation.py  decode ↔ prefill, over NIXL
+confirmation.py  who reads KV ↔ who holds it, over NIXL
+lending.py       the same for what one has in its prefix cache and the other lacks
 group.py         leader ↔ followers of an engine group, over MPI
 heartbeat.py     rank → supervisor
 base.py          what all have in common, and how they become bytes
@@ -43,10 +44,11 @@ from tandem.messages.lane import (
     SubmitReply,
     Unpair,
 )
+from tandem.messages.lending import Borrow, Lent
 from tandem.messages.load import Load, TierLoad
 from tandem.messages.prefix_cache import BlocksRemoved, BlocksStored, KvEvent, KvReport
 from tandem.messages.request import Guide, GuideKind, Sampling, Stopping
-from tandem.messages.work import DEFAULT_PRIORITY, AnyWork, Decode, Generate, Prefill, Work
+from tandem.messages.work import DEFAULT_PRIORITY, AnyWork, Decode, Generate, Lender, Prefill, Work
 from tandem.messages.worker import Feature, KvFormat, LibraryTransfer, Partition, SharedMemory, TransferInfo, WorkerInfo
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "AnyWork",
     "BlocksRemoved",
     "BlocksStored",
+    "Borrow",
     "Cancel",
     "Claim",
     "Claimed",
@@ -86,6 +89,8 @@ __all__ = [
     "LaneReply",
     "LaneRequest",
     "Leave",
+    "Lender",
+    "Lent",
     "LibraryTransfer",
     "Load",
     "Loading",

@@ -1,9 +1,10 @@
-"""Decode ↔ prefill, from one transfer thread to the other: whether a lease held while its KV was read."""
+"""Who reads KV ↔ who holds it, from one transfer thread to the other: whether a lease held meanwhile."""
 
 from __future__ import annotations
 
 from tandem.errors import ErrorCode
 from tandem.messages.base import Message
+from tandem.messages.lending import Borrow, Lent
 
 
 class Claim(Message, tag="claim", frozen=True, kw_only=True):
@@ -47,4 +48,4 @@ class NotConfirmed(Message, tag="not_confirmed", frozen=True, kw_only=True):
     message: str
 
 
-TransferNote = Claim | Claimed | Confirm | Confirmed | NotConfirmed
+TransferNote = Claim | Claimed | Confirm | Confirmed | NotConfirmed | Borrow | Lent

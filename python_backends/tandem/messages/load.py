@@ -47,6 +47,11 @@ class Load(Message, frozen=True, kw_only=True):
     bytes_pulled: int = 0
     pull_seconds: float = 0.0
     pulls: int = 0
+    """Handles redeemed, and prefixes borrowed."""
+    tokens_borrowed: int = 0
+    """Prompt tokens whose KV another worker has lent."""
+    borrows_failed: int = 0
+    """Prefixes that were to be borrowed and had to be computed."""
     steps: int = 0
     """Engine steps that made progress: a worker that has work and whose steps stand still is hung."""
     step_seconds: float = 0.0

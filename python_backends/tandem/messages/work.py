@@ -9,6 +9,14 @@ DEFAULT_PRIORITY = 5
 """Of 1, which is served first, to 9."""
 
 
+class Lender(Message, frozen=True, kw_only=True):
+    """Who holds the KV of a prompt's beginning, and lends it to whoever reads the prompt."""
+
+    worker_id: str
+    num_tokens: int
+    """Whose KV it holds, as far as was heard."""
+
+
 class Work(Message, frozen=True, kw_only=True):
     """One request as an engine sees it: prompt and the answer so far, both as token ids."""
 
@@ -24,6 +32,9 @@ class Work(Message, frozen=True, kw_only=True):
     """Of W3C: the span that the work belongs to; empty: none."""
     priority: int = DEFAULT_PRIORITY
     """Who has a higher number gives up KV blocks first."""
+    lender: Lender | None = None
+    """Whom to borrow from, where that is quicker than to compute it. Whatever comes of it, the work is done. ``Decode``
+    has a handle instead."""
 
 
 class Prefill(Work, tag="prefill", frozen=True, kw_only=True):

@@ -31,7 +31,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     all_blocks: int
     """KV blocks that prompt and answer will take."""
     uncached: Numbers
-    """Tokens of the prompt that each worker would have to read; shape [workers]."""
+    """Tokens of the prompt that each worker does not hold; shape [workers]."""
+    to_read: Numbers
+    """Tokens that each prefill worker would take as long to read as it takes to get the prompt's KV, in part from the
+    one that holds most of it, where it can; shape [workers]."""
     chances: Numbers
     """How likely what each worker's cache gives up for them would be asked for again; shape [workers]."""
 
@@ -107,6 +110,8 @@ class Costs:
         self._table = table
         self.wait, self.work = table.wait_s.copy(), table.prefill_s * request.uncached
         """For the prompts before this one, and for this one."""
+        self.split_work = self.work if request.to_read is request.uncached else table.prefill_s * request.to_read
+        """The same on a prefill worker, which may borrow."""
         self._known: dict[Task, Cost] = {}
 
     def of(self, task: Task) -> Cost:
@@ -114,7 +119,7 @@ class Costs:
         cost = self._known.get(task)
         if cost is None:
             if task == "prefill":
-                cost = prefill_cost(self._table, self.request, self.wait, self.work)
+                cost = prefill_cost(self._table, self.request, self.wait, self.split_work)
             elif task == "decode":
                 cost = decode_cost(self._table, self.request)
             else:

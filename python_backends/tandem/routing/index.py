@@ -173,6 +173,14 @@ class PrefixIndex:
         """For each worker, how likely the next block that it gives up would be asked for again; shape [workers]."""
         return self._reuse.chances(self._now)
 
+    def reported(self, place: int, hashes: Sequence[int], held: int) -> int:
+        """Of the first ``held`` blocks that a worker is believed to hold, how many it has reported: the others are about
+        to be computed there."""
+        expected = self._workers[place].expected
+        if not expected:
+            return held
+        return next((i for i, name in enumerate(hashes[:held]) if name in expected), held)
+
     def held(self, hashes: Sequence[int]) -> Counts:
         """For each worker, how many of these blocks it holds from the chain's start on; shape [workers]."""
         get = self._holders.get

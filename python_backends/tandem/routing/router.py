@@ -14,7 +14,8 @@ from tandem.errors import TandemError
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request, Task
 from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
-from tandem.routing.index import PrefixIndex
+from tandem.routing.index import Counts, PrefixIndex
+from tandem.routing.lending import LEAST_GAIN_S, Offer
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
 from tandem.routing.room import Room, find_room, read_ahead_s
@@ -35,6 +36,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     decode: Choice | None = None
     whole: Choice | None = None
     """The worker that would do both stages; None where that was not weighed."""
+    lender: Offer | None = None
+    """Who lends the prefill worker what it lacks; None: nobody, it computes."""
     names: Sequence[str]
     policy: str
 
@@ -54,6 +57,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         assert self.prefill is not None
         assert self.decode is not None
         return self.names[self.prefill.place], self.names[self.decode.place]
+
+    @property
+    def loan(self) -> tuple[str, int] | None:
+        """Who lends to the prefill worker, and of how many of the prompt's tokens it holds the KV."""
+        return None if self.lender is None else (self.names[self.lender.place], self.lender.tokens)
 
 
 class Route:
@@ -97,6 +105,8 @@ class Router:
         self._index = PrefixIndex()
         self._places: dict[str, int] = {}
         self._block_bytes = 0
+        self._lends = False
+        """Whether workers lend each other what is in their caches, and it is asked for where that is."""
 
     # -------------------------------------------------------------- what it is told of workers
 
@@ -117,6 +127,7 @@ class Router:
         """A worker is there, with a new engine; all that was known of its cache is forgotten."""
         place = self._places[name]
         self._block_bytes = info.kv.slice_bytes * info.kv.num_layers * info.kv.num_kv_heads
+        self._lends = self._routing.lending and self._routing.policy == "kv" and info.library is None
         self._index.begin(place, info.epoch)
         self._table.join(place, info.max_batch_size, load)
 
@@ -180,7 +191,9 @@ class Router:
             TandemError: ``worker_lost``, naming the stage that has no worker.
         """
         self._index.expire(now)
-        table, request = self._table, self._request(hashes, num_tokens, max_tokens)
+        held = self._index.held(hashes)
+        offer = self._find_offer(hashes, num_tokens, held) if self._lends else None
+        table, request = self._table, self._request(held, num_tokens, max_tokens, offer)
         costs = Costs(table, request)
         avoided = frozenset(self._places[name] for name in avoid if name in self._places) if avoid else NOBODY
         bar = table.paired_bar(avoided)
@@ -192,7 +205,8 @@ class Router:
         if self._routing.conditional_disaggregation and table.has_measured_prefill:
             whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
         verdict = choose_way(self._split(costs, prefill, decode, waiting), self._whole(costs, whole))
-        return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole)
+        lender = self._choose_lender(costs, offer, prefill.place) if offer and verdict.way == "split" else None
+        return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole, lender=lender)
 
     def room(self, kv_share: float, waiting: int) -> Room | None:
         """How much more the workers can take at once, ``waiting`` requests being there that wait for it; None where
@@ -213,7 +227,8 @@ class Router:
             assert plan.decode is not None
             place = plan.prefill.place
             uncached = int(request.uncached.item(place))
-            prefill = self._table.book(place, uncached, request.prompt_blocks)
+            to_read = int((request.to_read if plan.lender else request.uncached).item(place))
+            prefill = self._table.book(place, to_read, request.prompt_blocks)
             decode = self._table.book(plan.decode.place, 0, request.all_blocks)
         held = (request.num_tokens - uncached) // self._block_size
         self._index.give(place, plan.hashes, held, now, now + EXPECTED_S)
@@ -221,9 +236,27 @@ class Router:
 
     # -------------------------------------------------------------- its parts
 
-    def _request(self, hashes: Sequence[int], num_tokens: int, max_tokens: int) -> Request:
+    def _find_offer(self, hashes: Sequence[int], num_tokens: int, held: Counts) -> Offer | None:
+        """Who has most to lend, where there is enough of it for anybody."""
+        place = int(held.argmax()) if len(held) else 0
+        most = int(held.item(place)) if len(held) else 0
+        if not most:
+            return None
+        share = self._table.borrow_share(self._block_bytes / self._block_size)
+        tokens = self._block_size * self._index.reported(place, hashes, most)
+        tokens = min(tokens, (num_tokens - 1) // self._block_size * self._block_size)
+        offer = Offer(place=place, tokens=tokens, share=share)
+        return offer if offer.gain(num_tokens, num_tokens) * self._table.prefill_s.item(place) >= LEAST_GAIN_S else None
+
+    def _choose_lender(self, costs: Costs, offer: Offer, borrower: int) -> Offer | None:
+        """The offer, if it is of use to this prefill worker."""
+        gain = offer.gain(costs.request.uncached.item(borrower), costs.request.num_tokens)
+        is_worth_it = gain * self._table.prefill_s.item(borrower) >= LEAST_GAIN_S
+        return offer if is_worth_it and self._table.is_paired(offer.place, borrower) else None
+
+    def _request(self, held: Counts, num_tokens: int, max_tokens: int, offer: Offer | None) -> Request:
         size = self._block_size
-        uncached = float(num_tokens) - self._index.held(hashes) * float(size)
+        uncached = float(num_tokens) - held * float(size)
         if num_tokens % size == 0:
             # The last token is always read, whatever is held: it gives the first one of the answer.
             uncached = np.maximum(uncached, 1.0)
@@ -233,6 +266,7 @@ class Router:
             prompt_blocks=-(-num_tokens // size),
             all_blocks=self.blocks_for(num_tokens, max_tokens),
             uncached=uncached,
+            to_read=offer.to_read(uncached, num_tokens) if offer else uncached,
             chances=self._index.chances(),
         )
 
@@ -251,13 +285,21 @@ class Router:
         whole = self._choose("generate", bar, costs)
         return self._plan(costs.request, hashes, choose_way(None, self._whole(costs, whole)), whole=whole)
 
-    def _plan(self, request: Request, hashes: Sequence[int], verdict: Verdict, **choices: Choice | None) -> Plan:
+    def _plan(
+        self,
+        request: Request,
+        hashes: Sequence[int],
+        verdict: Verdict,
+        lender: Offer | None = None,
+        **choices: Choice | None,
+    ) -> Plan:
         return Plan(
             request=request,
             hashes=hashes,
             verdict=verdict,
             names=self._table.names,
             policy=self._routing.policy,
+            lender=lender,
             **choices,
         )
 
@@ -273,7 +315,7 @@ class Router:
         held_up = self._held_up(waiting) if waiting and not read_ahead_s(self._table).item(prefill.cheapest) else 0.0
         return Split(
             prefill_s=costs.of("prefill").total.item(prefill.cheapest),
-            held_up_s=costs.work.item(prefill.cheapest) * held_up,
+            held_up_s=costs.split_work.item(prefill.cheapest) * held_up,
             transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,
             decode_s=costs.of("decode").total.item(decode.cheapest),
         )

@@ -193,6 +193,18 @@ class WorkerTable:
         used, share = self.used_share, self.block_share
         return used.item(used.argmax()) + blocks * share.item(share.argmax()) <= 1.0
 
+    def borrow_share(self, token_bytes: float) -> float:
+        """Of the time that a prompt's token takes to be read, what its KV takes to come from elsewhere; 1 where that is
+        no less, or not known."""
+        prefill, pull = self._typical.prefill, self._typical.pull
+        if not (prefill.known and pull.known):
+            return 1.0
+        return min(1.0, token_bytes * pull.value / prefill.token_s)
+
+    def is_paired(self, one: int, other: int) -> bool:
+        """Whether KV can move between these two."""
+        return bool(self._paired[one, other])
+
     @property
     def has_measured_prefill(self) -> bool:
         """Whether any worker has told how fast it reads prompts: before that, all such times are guesses."""

@@ -24,6 +24,7 @@ from tandem.messages import (
     Generate,
     KvEvent,
     KvReport,
+    Lender,
     Load,
     Prefill,
     Prefilled,
@@ -110,9 +111,9 @@ class Cluster:
             self._router.add(name, worker.info.stage)
             self._router.join(name, worker.info, worker.load)
             self._router.report(name, worker.info.epoch, worker.load, KvReport(first=0, events=[], is_snapshot=True))
-        for reader in names[: self._num_prefill]:
-            for writer in names[self._num_prefill :]:
-                self._router.pair(reader, writer)
+        for place, reader in enumerate(names[: self._num_prefill]):
+            for other in names[place + 1 :]:
+                self._router.pair(reader, other)
 
     # ------------------------------------------------------------ the clock
 
@@ -191,7 +192,8 @@ class Cluster:
             self._tally.whole += 1
             self._send("decode", request, Generate(**self._fields(request)))
         else:
-            self._send("prefill", request, Prefill(**self._fields(request)))
+            lender = Lender(worker_id=plan.loan[0], num_tokens=plan.loan[1]) if plan.loan else None
+            self._send("prefill", request, Prefill(**self._fields(request), lender=lender))
 
     def _fields(self, request: _Request) -> dict[str, Any]:
         arrival = request.arrival

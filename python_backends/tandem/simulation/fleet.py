@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -17,11 +18,12 @@ from tandem.engines.torch.scheduler import Scheduler
 from tandem.errors import TandemError
 from tandem.keys import KEY_BYTES, Keys
 from tandem.kv.leases import LeaseTable
+from tandem.kv.lending import Loan, lend
 from tandem.kv.prefix_cache import PrefixCache
 from tandem.kv.pull import PullResult
 from tandem.kv.reshard import block_bytes_of
 from tandem.kv.transfer import KvTransfer
-from tandem.messages import KvHandle, Partition, StageName, TransferInfo, WorkerInfo
+from tandem.messages import Borrow, KvHandle, Partition, StageName, TransferInfo, WorkerInfo
 from tandem.parallel.group import RankGroup
 from tandem.simulation.trace import TRACE_BLOCK, VOCAB_SIZE
 
@@ -58,6 +60,7 @@ class DirectTransfer:
     def __init__(self, grantors: dict[str, LeaseTable], on_redeemed: Callable[[str], None]) -> None:
         """``grantors``: leases by worker; ``on_redeemed`` hears whose blocks came free."""
         self._grantors, self._on_redeemed = grantors, on_redeemed
+        self._loans = itertools.count(1)
 
     def pull(
         self, request_id: str, handle: KvHandle, local_block_ids: list[int], on_done: Callable[[PullResult], None]
@@ -72,6 +75,20 @@ class DirectTransfer:
         on_done(PullResult(request_id, None, moved, 0.0))
         self._on_redeemed(handle.worker_id)
 
+    def borrow(self, loan: Loan) -> None:
+        """As ``KvTransfer.borrow``; its ``on_done`` is called before this returns."""
+        wanted = Borrow(correlation=next(self._loans), salt=loan.salt, names=loan.names, beyond=loan.beyond)
+        leases = self._grantors[loan.worker_id]
+        lent = lend(leases, loan.request_id, wanted)
+        try:
+            handle, local_block_ids = loan.accept(lent)
+        except TandemError as error:
+            if lent.lease_id:
+                leases.confirm(lent.lease_id)
+            loan.on_done(PullResult(loan.request_id, error, 0, 0.0))
+            return
+        self.pull(loan.request_id, handle, local_block_ids, loan.on_done)
+
     def abort(self, request_id: str) -> None:
         """As ``KvTransfer.abort``; no pull is ever under way."""
 
@@ -79,7 +96,8 @@ class DirectTransfer:
 def make_fleet(
     plan: WorkerPlan, prefill: int, decode: int, clock: Clock, on_redeemed: Callable[[str], None]
 ) -> list[SimulatedWorker]:
-    """``prefill`` and ``decode`` many workers, all of them paired: prefill first, in the order of their numbers."""
+    """``prefill`` and ``decode`` many workers, each paired with all others: prefill first, in the order of their
+    numbers."""
     grantors: dict[str, LeaseTable] = {}
     transfer = DirectTransfer(grantors, on_redeemed)
     stages: list[StageName] = [*["prefill"] * prefill, *["decode"] * decode]  # type: ignore[list-item]
@@ -87,9 +105,9 @@ def make_fleet(
     for place, stage in enumerate(stages):
         name = f"{stage}_{place if stage == 'prefill' else place - prefill}"
         workers.append(make_worker(plan, name, stage, clock, grantors, transfer))
-    readers, writers = workers[:prefill], workers[prefill:]
-    for one in writers:
-        one.handover.peers.update({other.info.worker_id: other.info for other in readers})
+    infos = {worker.info.worker_id: worker.info for worker in workers}
+    for worker in workers:
+        worker.handover.peers = infos
     return workers
 
 

@@ -173,7 +173,7 @@ class SimulatedWorker:
         return Load(
             queued=self._scheduler.queued,
             running=self._scheduler.running,
-            queued_tokens=sum(s.num_uncached for s in self._unread.values()),
+            queued_tokens=sum(s.num_unread for s in self._unread.values()),
             blocks_total=self._pool.num_blocks,
             blocks_used=self._pool.used,
             blocks_wanted=self._scheduler.blocks_wanted,
@@ -220,19 +220,24 @@ class SimulatedWorker:
     def _read(self, held: _Held) -> None:
         request_id = held.sequence.request_id
         if is_struck(request_id, "pull", self._faults.pull_share):
-            self._fail(held.sequence, "transfer_failed", "the pull failed on demand (worker.faults.pull_share)")
+            what = "the pull failed on demand (worker.faults.pull_share)"
+            self._pull_failed(held.sequence, TandemError("transfer_failed", what))
             return
 
         def on_done(result: PullResult) -> None:
             self._pulled.append((held, result))
             self._on_pulled()
 
-        assert held.handle is not None
         held.reading = True
         try:
-            self.handover.pull(held.sequence, held.handle, on_done)
+            if held.sequence.awaits_kv:
+                assert held.handle is not None
+                self.handover.pull(held.sequence, held.handle, on_done)
+            else:
+                self.handover.borrow(held.sequence, on_done)
         except TandemError as error:
-            self._fail(held.sequence, error.code, error.message)
+            held.reading = False
+            self._pull_failed(held.sequence, error)
 
     def _read_ended(self) -> None:
         while self._pulled:
@@ -241,18 +246,32 @@ class SimulatedWorker:
             if held.cancelled:
                 self._finish(held.sequence, "cancelled")
             elif result.error is not None:
-                self._fail(held.sequence, result.error.code, result.error.message)
+                self._pull_failed(held.sequence, result.error)
             elif not self._holds_what_it_should(held):
                 self._fail(held.sequence, "transfer_failed", "the pulled blocks are not those of the request's tokens")
             else:
                 self._note_pull(held, result)
 
-    def _note_pull(self, held: _Held, result: PullResult) -> None:
-        moved, seconds = result.bytes_moved, result.seconds + transfer_s(self._timing, _tokens_to_move(held))
-        self._counters.pulled(moved, seconds)
-        self._events.append(Pulled(request_id=held.sequence.request_id, bytes_moved=moved, seconds=seconds))
-        self._scheduler.pulled(held.sequence)
+    def _pull_failed(self, sequence: Sequence, error: TandemError) -> None:
+        """Without its KV a ``Decode`` fails; what was to be borrowed is computed."""
+        if sequence.awaits_kv:
+            self._fail(sequence, error.code, error.message)
+            return
+        self._counters.borrows_failed += 1
+        self._scheduler.not_lent(sequence)
         self._changed = True
+
+    def _note_pull(self, held: _Held, result: PullResult) -> None:
+        sequence, moved = held.sequence, result.bytes_moved
+        seconds = result.seconds + transfer_s(self._timing, _tokens_to_move(held))
+        self._changed = True
+        if not sequence.awaits_kv:
+            self._counters.borrowed(sequence.num_lent_tokens, moved, seconds)
+            self._scheduler.borrowed(sequence)
+            return
+        self._counters.pulled(moved, seconds)
+        self._events.append(Pulled(request_id=sequence.request_id, bytes_moved=moved, seconds=seconds))
+        self._scheduler.pulled(sequence)
 
     # ------------------------------------------------------------ step
 
@@ -375,15 +394,22 @@ class SimulatedWorker:
             self._contents.write(sequence.block_ids[first:end], [sequence.chain[i][0] for i in range(first, end)])
 
     def _holds_what_it_should(self, held: _Held) -> bool:
-        if self._contents is None or held.handle is None:
+        if self._contents is None:
             return True
-        sequence, tokens = held.sequence, held.handle.num_tokens
+        sequence = held.sequence
+        tokens = held.handle.num_tokens if held.handle else sequence.num_lent * sequence.block_size
         names = name_contents(sequence.chain, sequence.token_ids[:tokens], sequence.block_size)
         held.num_named = tokens // sequence.block_size
         return self._contents.hold(sequence.block_ids[: len(names)], names)
 
 
 def _tokens_to_move(held: _Held) -> int:
-    """Tokens whose KV has to come from elsewhere: those of the handle but for blocks that are here already."""
-    assert held.handle is not None  # only such requests are pulled
-    return max(0, held.handle.num_tokens - held.sequence.shared_tokens)
+    """Tokens whose KV has to come from elsewhere: those of the handle, or of the lender, but for blocks that are here
+    already."""
+    sequence = held.sequence
+    if held.handle is not None:
+        return max(0, held.handle.num_tokens - sequence.shared_tokens)
+    if sequence.num_lent:
+        return sequence.num_lent_tokens
+    assert sequence.lender is not None  # only such requests are pulled
+    return sequence.lender.num_tokens - sequence.shared_tokens

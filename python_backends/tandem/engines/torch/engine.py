@@ -263,9 +263,12 @@ class TorchEngine:
             self._inbox.put(partial(self._pulled, sequence, result))
 
         try:
-            self._handover.pull(sequence, self._handles[sequence.request_id], on_done)
+            if sequence.awaits_kv:
+                self._handover.pull(sequence, self._handles[sequence.request_id], on_done)
+            else:
+                self._handover.borrow(sequence, on_done)
         except TandemError as error:
-            self._fail(sequence, error.code, error.message)
+            self._pull_failed(sequence, error)
 
     def _pulled(self, sequence: Sequence, result: PullResult) -> None:
         """A pull has ended, and with it whatever may write into the sequence's blocks."""
@@ -273,7 +276,10 @@ class TorchEngine:
             self._finish(sequence, "cancelled")
         elif result.error is not None:
             self._leader.abort(sequence.request_id)  # what followers still read is of no use
-            self._fail(sequence, result.error.code, result.error.message)
+            self._pull_failed(sequence, result.error)
+        elif not sequence.awaits_kv:
+            self._counters.borrowed(sequence.num_lent_tokens, result.bytes_moved, result.seconds)
+            self._scheduler.borrowed(sequence)
         else:
             del self._handles[sequence.request_id]
             self._counters.pulled(result.bytes_moved, result.seconds)
@@ -281,6 +287,15 @@ class TorchEngine:
                 Pulled(request_id=sequence.request_id, bytes_moved=result.bytes_moved, seconds=result.seconds)
             )
             self._scheduler.pulled(sequence)
+
+    def _pull_failed(self, sequence: Sequence, error: TandemError) -> None:
+        """Without its KV a ``Decode`` fails; what was to be borrowed is computed."""
+        if sequence.awaits_kv:
+            self._fail(sequence, error.code, error.message)
+            return
+        log.debug("request %s borrows nothing: %s", sequence.request_id, error)
+        self._counters.borrows_failed += 1
+        self._scheduler.not_lent(sequence)
 
     # ------------------------------------------------------------ step
 

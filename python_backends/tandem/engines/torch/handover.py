@@ -1,4 +1,4 @@
-"""The engine's part in handing KV over: handles out (prefill), handles in and pulls (decode)."""
+"""The engine's part in handing KV over: handles out (prefill), handles in and pulls (decode), and what is borrowed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tandem.errors import TandemError
 from tandem.keys import Keys
 from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
 from tandem.kv.leases import LeaseTable
+from tandem.kv.lending import Loan, as_handle
 from tandem.kv.pull import PullResult
 from tandem.kv.transfer import KvTransfer
-from tandem.messages import Decode, HeldBlocks, KvHandle, WorkerInfo
+from tandem.messages import Decode, HeldBlocks, KvHandle, Lent, WorkerInfo
 
 REDEEMED_REMEMBERED = 4096
 """Handles that this worker remembers having taken; the lease refuses an older one."""
@@ -71,8 +72,37 @@ class HandOver:
         Raises:
             TandemError: ``transfer_failed``: the transfer has ended.
         """
-        local = sequence.block_ids[sequence.num_shared : len(handle.block_ids)]
-        left = HeldBlocks(block_ids=handle.block_ids[sequence.num_shared :])
-        handle = msgspec.structs.replace(handle, held=left)
+        handle, local = _without_shared(handle, sequence)
         self._transfer.pull(sequence.request_id, handle, local, on_done)
         self._leader.pull(sequence.request_id, handle, local)
+
+    def borrow(self, sequence: Sequence, on_done: Callable[[PullResult], None]) -> None:
+        """Start to pull the sequence's first blocks from its lender, as many as that still has; how many that were is
+        the sequence's ``num_lent`` then. ``on_done`` is called from the transfer's thread.
+
+        Raises:
+            TandemError: ``handle_unknown_worker``: it is not paired with us; ``transfer_failed``: the transfer has
+                ended.
+        """
+        assert sequence.lender is not None
+        worker_id = sequence.lender.worker_id
+        if (lender := self.peers.get(worker_id)) is None:
+            raise TandemError("handle_unknown_worker", f"not paired with {worker_id!r}, which was to lend KV")
+
+        def accept(lent: Lent) -> tuple[KvHandle, list[int]]:
+            handle = as_handle(lent, self._info, lender, sequence.token_ids, sequence.chain)
+            handle, local = _without_shared(handle, sequence)
+            sequence.num_lent = len(lent.block_ids)
+            self._leader.pull(sequence.request_id, handle, local)
+            return handle, local
+
+        names = [sequence.chain[i][0] for i in range(sequence.most_reusable)]
+        salt, beyond = sequence.work.salt, sequence.num_shared
+        self._transfer.borrow(Loan(sequence.request_id, worker_id, salt, names, beyond, accept, on_done))
+
+
+def _without_shared(handle: KvHandle, sequence: Sequence) -> tuple[KvHandle, list[int]]:
+    """What is to be pulled of a handle, and to which blocks: not those that are shared, and hold the same already."""
+    local = sequence.block_ids[sequence.num_shared : len(handle.block_ids)]
+    left = HeldBlocks(block_ids=handle.block_ids[sequence.num_shared :])
+    return msgspec.structs.replace(handle, held=left), local

@@ -13,13 +13,14 @@ T = TypeVar("T")
 
 
 class Leader:
-    """Used by the engine's thread, but for ``pair`` and ``unpair``. In a group of one there is nobody to tell."""
+    """Used by the engine's thread, but for ``pair``, ``unpair`` and ``pull``. In a group of one there is nobody to
+    tell."""
 
     def __init__(self, group: RankGroup) -> None:
         self._group = group
         self._pairs: deque[WorkerInfo] = deque()
         self._unpairs: deque[str] = deque()
-        self._pulls: list[PullOrder] = []
+        self._pulls: deque[PullOrder] = deque()
         self._aborts: list[str] = []
         self._leases_held = False
         self._told = 0.0
@@ -52,13 +53,12 @@ class Leader:
         now = time.monotonic()
         pairs = [self._pairs.popleft() for _ in range(len(self._pairs))]
         unpairs = [self._unpairs.popleft() for _ in range(len(self._unpairs))]
-        is_news = pairs or unpairs or self._pulls or self._aborts or step or leases_held != self._leases_held
+        pulls = [self._pulls.popleft() for _ in range(len(self._pulls))]
+        is_news = pairs or unpairs or pulls or self._aborts or step or leases_held != self._leases_held
         if not is_news and now - self._told < SIGN_OF_LIFE_S:
             return
-        orders = Orders(
-            unpair=unpairs, pair=pairs, pull=self._pulls, abort=self._aborts, leases_held=leases_held, step=step
-        )
-        self._pulls, self._aborts, self._leases_held, self._told = [], [], leases_held, now
+        orders = Orders(unpair=unpairs, pair=pairs, pull=pulls, abort=self._aborts, leases_held=leases_held, step=step)
+        self._aborts, self._leases_held, self._told = [], leases_held, now
         self._group.order(orders)
 
     def reports(self) -> list[ReadEnded]:

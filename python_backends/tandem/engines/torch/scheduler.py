@@ -1,6 +1,7 @@
 """What runs next. First come, first served.
 
 waiting ──► pulling ──► running      (``Decode``: its KV comes from elsewhere)
+   ├──► pulling ──► prefilling       (others whose beginning another worker lends)
    ├──────► prefilling ──► running   (``Generate``; a ``Prefill`` ends after its last prefill step)
    ├──► loading ──┘           │      (some of its blocks come from the second tier)
    └◄── preempted ◄───────────┘      (no block was free for one that goes first: ``preemption.py``)
@@ -76,8 +77,8 @@ class Scheduler:
     @property
     def queued_tokens(self) -> int:
         """Tokens that steps have to read, or to read anew, of whoever waits or is being read."""
-        unread = sum(s.num_uncached for s in (*self._loading, *self._prefilling))
-        return unread + self._preempted.num_tokens + sum(s.num_uncached for s in self._waiting if not s.awaits_kv)
+        unread = sum(s.num_uncached for s in (*self._loading, *self._prefilling)) + self._preempted.num_tokens
+        return unread + sum(s.num_unread for s in (*self._waiting, *self._pulling.values()) if not s.awaits_kv)
 
     @property
     def running(self) -> int:
@@ -104,7 +105,7 @@ class Scheduler:
         pulls = []
         while (sequence := self._first_waiting()) is not None and self._may_start(sequence) and self._start(sequence):
             self._unqueue(sequence)
-            if sequence.awaits_kv:
+            if sequence.awaits_kv or sequence.borrows:
                 self._pulling[sequence.request_id] = sequence
                 pulls.append(sequence)
             elif (read := self._begin_load(sequence)) is not None:
@@ -122,6 +123,21 @@ class Scheduler:
         del self._pulling[sequence.request_id]
         self.keep(sequence)
         (self._running if sequence.num_uncached == 1 else self._prefilling).append(sequence)
+
+    def borrowed(self, sequence: Sequence) -> None:
+        """What another worker lends to a pulling sequence is there."""
+        del self._pulling[sequence.request_id]
+        sequence.num_shared, sequence.lender = sequence.num_lent, None
+        sequence.num_cached = sequence.shared_tokens
+        self.keep(sequence)
+        self._prefilling.append(sequence)
+
+    def not_lent(self, sequence: Sequence) -> None:
+        """Nothing comes of that: the sequence is the first to start again, with other blocks, as something may still
+        write to these."""
+        del self._pulling[sequence.request_id]
+        self.pool.free(sequence.let_go())
+        self._waiting.appendleft(sequence)
 
     def next_step(self) -> Step | None:
         """What to run now, or None. Prefill first, but never twice in a row while others wait to decode. Those who

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tandem.kv.prefix_cache import Chain
-from tandem.messages import AnyWork, Decode, Finished, FinishReason, Generate, Prefill
+from tandem.messages import AnyWork, Decode, Finished, FinishReason, Generate, Lender, Prefill
 
 
 @dataclass(eq=False)
@@ -35,6 +35,10 @@ class Sequence:
     """Its place in the order of arrival."""
     preemptions: int = 0
     """How often it has given up its blocks."""
+    lender: Lender | None = None
+    """Who is to lend the KV of its beginning; None: nobody, or not any more."""
+    num_lent: int = 0
+    """Blocks at its start that the lender has, once it has said so."""
     told_cached: int | None = None
     """What it found in the prefix cache before it gave up its blocks for the first time."""
 
@@ -42,7 +46,8 @@ class Sequence:
     def of(cls, work: AnyWork, now: float, block_size: int) -> Sequence:
         """A new sequence for ``work``, at ``now`` of the monotonic clock."""
         token_ids = [*work.token_ids, *work.output_ids]
-        return cls(work, now, block_size, token_ids, Chain(token_ids, block_size, work.salt))
+        lender = None if isinstance(work, Decode) else work.lender
+        return cls(work, now, block_size, token_ids, Chain(token_ids, block_size, work.salt), lender=lender)
 
     @property
     def request_id(self) -> str:
@@ -65,6 +70,23 @@ class Sequence:
         return len(self.token_ids) - self.num_cached
 
     @property
+    def num_unread(self) -> int:
+        """Tokens that have to be read here, if the lender keeps its word."""
+        lent = self.lender.num_tokens if self.lender else 0
+        return len(self.token_ids) - max(self.num_cached, min(lent, self.most_reusable * self.block_size))
+
+    @property
+    def most_reusable(self) -> int:
+        """Whole blocks that may come from elsewhere: at least one token is read, to make the next."""
+        return (len(self.token_ids) - 1) // self.block_size
+
+    @property
+    def borrows(self) -> bool:
+        """Whether its lender has more of it than was found here."""
+        lent = self.lender.num_tokens // self.block_size if self.lender else 0
+        return min(lent, self.most_reusable) > self.num_shared
+
+    @property
     def awaits_kv(self) -> bool:
         """Whether its KV comes from elsewhere; what it has given up it computes here."""
         return isinstance(self.work, Decode) and not self.preemptions
@@ -78,6 +100,11 @@ class Sequence:
     def cached_tokens(self) -> int:
         """Tokens of prompt and answer that were in the prefix cache when it started."""
         return self.shared_tokens if self.told_cached is None else self.told_cached
+
+    @property
+    def num_lent_tokens(self) -> int:
+        """Tokens whose KV was not there when it started, and was lent."""
+        return (self.num_lent - self.num_shared) * self.block_size
 
     @property
     def max_cached(self) -> int:
@@ -99,6 +126,11 @@ class Sequence:
         """Give way to others: it begins anew with the tokens it has. Returns the blocks that it held."""
         self.told_cached = self.cached_tokens
         self.preemptions += 1
+        return self.let_go()
+
+    def let_go(self) -> list[int]:
+        """Begin anew, and compute what comes from nowhere here. Returns the blocks that it held."""
+        self.lender, self.num_lent = None, 0
         blocks, self.block_ids = self.block_ids, []
         self.num_cached = self.num_shared = self.num_stored = 0
         return blocks
