@@ -42,6 +42,8 @@ def explain(
     for choice in explanation.choices:
         used = (choice.task == "generate") == (explanation.way == "whole")
         output.print(f"\n{_WHAT[choice.task]}: {choice.worker if used else 'not taken'} ({choice.reason})")
+        if choice.task == "prefill" and used and explanation.lender:
+            output.print(f"It borrows from {explanation.lender}, which holds {count(explanation.lent_tokens, 'token')}")
         output.print(table(choice))
 
 

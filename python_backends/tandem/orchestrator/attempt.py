@@ -82,6 +82,7 @@ class Attempt:
         """Where it is, for messages."""
         self._name, self._wanted, self._deadlines = name, wanted, deadlines
         self._first, self._decode = assignment.prefill or assignment.decode, assignment.decode
+        self._lender = assignment.lender
         self._mailbox = Mailbox()
         self._held: dict[str, LaneClient] = {}
         """By the work's id: the workers that may have something of the request."""
@@ -118,7 +119,8 @@ class Attempt:
             self._limit(self._deadlines.prefill_s, "limits.prefill_timeout_s: no first token")
             return await self.more()
         self.step = f"in prefill on {self.first_worker}"
-        await self._submit("prefill", self._first, Prefill(request_id=self._work_id("prefill"), **self._work()))
+        work = Prefill(request_id=self._work_id("prefill"), **self._work(), lender=self._lender)
+        await self._submit("prefill", self._first, work)
         self._limit(self._deadlines.prefill_s, "limits.prefill_timeout_s: no first token")
         events: list[EngineEvent] = []
         while not any(isinstance(event, Prefilled) for event in events):

@@ -19,7 +19,7 @@ from tandem.lanes.client import LaneClient
 from tandem.lanes.discovery import Discovery, Resolve, resolve_host
 from tandem.lanes.replica import Replica
 from tandem.lanes.transport import Transport
-from tandem.messages import PROTOCOL_VERSION, Pair, PollReply, Role, Unpair, WorkerInfo, does
+from tandem.messages import PROTOCOL_VERSION, Lender, Pair, PollReply, Role, Unpair, WorkerInfo, does
 from tandem.orchestrator.health_watch import HealthWatch
 from tandem.orchestrator.metrics import WorkerState, WorkerView
 from tandem.routing.room import Room
@@ -45,6 +45,8 @@ class Assignment(NamedTuple):
     route: Route
     plan: Plan
     """Why these."""
+    lender: Lender | None = None
+    """Whom the prefill worker is to borrow from."""
 
 
 class Fleet:
@@ -206,7 +208,12 @@ class Fleet:
     def _assign(self, plan: Plan) -> Assignment:
         route = self._router.commit(plan, time.monotonic())
         prefill, decode = plan.workers
-        return Assignment(self._lanes[prefill] if prefill else None, self._lanes[decode], route, plan)
+        lender = self._lender(*plan.loan) if plan.loan else None
+        return Assignment(self._lanes[prefill] if prefill else None, self._lanes[decode], route, plan, lender)
+
+    def _lender(self, name: str, num_tokens: int) -> Lender | None:
+        info = self._lanes[name].info
+        return None if info is None else Lender(worker_id=info.worker_id, num_tokens=num_tokens)
 
     async def _patiently(self, attempt: Callable[[], T], patience_s: float | None = None) -> T:
         """What ``attempt`` gives, tried again whenever workers come or meet, as long as a request waits."""
@@ -281,7 +288,7 @@ class Fleet:
     # -------------------------------------------------------------- what lanes tell (a ``LaneObserver``)
 
     def greeted(self, lane: LaneClient) -> None:
-        """A worker is there: the router hears of it, and all workers that it can share requests with are introduced.
+        """A worker is there: the router hears of it, and all workers that it can exchange KV with are introduced.
 
         Raises:
             TandemError: ``worker_incompatible``, naming in what it differs from the deployment or from the others.
@@ -298,7 +305,7 @@ class Fleet:
         lane.kv_from = 1
         others = [other for other in self._lanes.values() if other is not lane and other.info is not None]
         for other in others:
-            if _can_share(lane.worker.stage, other.worker.stage):
+            if _can_meet(lane.worker.stage, other.worker.stage):
                 self._introductions += 1
                 self._spawn(self._introduce(lane, other))
         self._note_change()
@@ -374,6 +381,6 @@ class Fleet:
         return task
 
 
-def _can_share(one: Role, other: Role) -> bool:
-    """Whether a request can be prefilled on one and decoded on the other."""
-    return any(does(a, "prefill") and does(b, "decode") for a, b in ((one, other), (other, one)))
+def _can_meet(one: Role, other: Role) -> bool:
+    """Whether KV is ever to move between two workers: one reads prompts, and hands over to the other or borrows."""
+    return does(one, "prefill") or does(other, "prefill")

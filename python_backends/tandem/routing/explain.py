@@ -41,6 +41,10 @@ class Explanation(msgspec.Struct, frozen=True):
     """Why this way."""
     prompt_tokens: int
     choices: list[ExplainedChoice]
+    lender: str = ""
+    """Whom the prefill worker borrows from."""
+    lent_tokens: int = 0
+    """Of the prompt: those whose KV the lender holds."""
 
 
 def explain(plan: Plan) -> Explanation:
@@ -50,7 +54,10 @@ def explain(plan: Plan) -> Explanation:
         ("decode", plan.decode),
         ("generate", plan.whole),
     ]
+    lender, lent_tokens = plan.loan or ("", 0)
     return Explanation(
+        lender=lender,
+        lent_tokens=lent_tokens,
         policy=plan.policy,
         way=plan.verdict.way,
         reason=plan.verdict.reason,
@@ -67,7 +74,8 @@ def one_line(plan: Plan) -> str:
     else:
         assert plan.prefill is not None
         assert plan.decode is not None
-        chosen = f"{_words(plan, 'prefill', plan.prefill)}; {_words(plan, 'decode', plan.decode)}"
+        lent = f" and {plan.loan[1]} held by {plan.loan[0]}, which lends them" if plan.loan else ""
+        chosen = f"{_words(plan, 'prefill', plan.prefill)}{lent}; {_words(plan, 'decode', plan.decode)}"
     return f"{chosen}; {plan.verdict.way}: {plan.verdict.reason}"
 
 

@@ -174,7 +174,7 @@ class PrefixIndex:
         return self._reuse.chances(self._now)
 
     def reported(self, place: int, hashes: Sequence[int], held: int) -> int:
-        """Of the first ``held`` blocks that a worker is believed to hold, how many it has reported: the others are about
+        """Of the first ``held`` blocks that a worker is believed to hold, how many it has reported: the others are yet
         to be computed there."""
         expected = self._workers[place].expected
         if not expected:

@@ -11,10 +11,10 @@ import numpy as np
 
 from tandem.errors import TandemError
 from tandem.kv.agent import Read, Remote
-from tandem.kv.blocks import BlockPool
 from tandem.kv.handle import HANDLE_VERSION
 from tandem.kv.leases import LeaseTable
 from tandem.kv.memory import Words
+from tandem.kv.prefix_cache import PrefixCache
 from tandem.kv.pull import PullResult
 from tandem.kv.reshard import Run
 from tandem.kv.transfer import KvTransfer
@@ -136,7 +136,7 @@ class Process:
 
     _epochs = itertools.count(1)
 
-    def __init__(self, network: Network, stage: StageName, num_blocks: int, pool: BlockPool | None = None) -> None:
+    def __init__(self, network: Network, stage: StageName, num_blocks: int, pool: PrefixCache | None = None) -> None:
         self.epoch = next(self._epochs)
         self.name = f"{stage}_0.{self.epoch:x}"
         self.now = 0.0
@@ -146,7 +146,7 @@ class Process:
         """Nor does its clock run (a virtual machine that was put aside)."""
         self.memory = ["nothing"] * num_blocks
         self.inbox: list[tuple[str, TransferNote]] = []
-        self.pool = pool or BlockPool(num_blocks)
+        self.pool = pool or PrefixCache(num_blocks)
         words = np.zeros(LEASE_WORDS, np.uint64)
         if network.words is not None:
             network.words[self.name] = words

@@ -20,9 +20,11 @@ from hypothesis.stateful import (
 from tandem.kv.agent import Remote
 from tandem.kv.blocks import OutOfBlocks
 from tandem.kv.leases import LeaseTable
+from tandem.kv.lending import Loan, as_handle
 from tandem.kv.part import ReadStuck
+from tandem.kv.prefix_cache import Chain
 from tandem.kv.pull import Pull, PullResult
-from tandem.messages import KvHandle
+from tandem.messages import KvHandle, Lent
 from tests.unit.kv.network import LEASE_S, TIMEOUT_S, Network, Process
 
 PREFILL_BLOCKS, DECODE_BLOCKS = 5, 4
@@ -42,7 +44,8 @@ class Held:
 
 @dataclass(eq=False)
 class Pulling:
-    handle: KvHandle
+    handle: KvHandle | None
+    """None: nothing was lent yet."""
     word: str
     process: Process
     blocks: list[int]
@@ -62,6 +65,8 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.decode = Process(self.network, "decode", DECODE_BLOCKS)
         self.count = 0
         self.handles: list[tuple[KvHandle, str]] = []
+        self.texts: list[Chain] = []
+        """Prompts that prefill has read, of which it may still hold something."""
         self.pulls: dict[str, Pulling] = {}
         self.held: list[Held] = []
         self.redeemed: set[tuple[int, int]] = set()
@@ -118,6 +123,39 @@ class LeaseProtocol(RuleBasedStateMachine):
             return
         self.pulls[name] = Pulling(handle, word, self.decode, blocks)
 
+    @rule(count=st.integers(1, 3))
+    def cache(self, count: int) -> None:
+        """A prompt is read, and its blocks are kept for as long as nobody else needs them."""
+        if self.prefill.stopped or not self.prefill.pool.can_allocate(count):
+            return
+        number = len(self.texts)
+        chain = Chain([number] * count, 1, "")
+        blocks = self.prefill.write(count, f"text {number}")
+        self.prefill.pool.store(chain, blocks, 0, count)
+        self.prefill.pool.free(blocks)
+        self.texts.append(chain)
+
+    @precondition(lambda self: self.texts)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def borrow(self, data: st.DataObject, count: int) -> None:
+        """Decode would like to have the beginning of a text that prefill has read."""
+        number = data.draw(st.integers(max(0, len(self.texts) - 3), len(self.texts) - 1))
+        name, decode = self.new_name(), self.decode
+        if decode.stopped or not decode.pool.can_allocate(count):
+            return
+        chain, tokens = Chain([number] * count, 1, ""), [number] * count
+        blocks = decode.pool.allocate(count)
+
+        def accept(lent: Lent) -> tuple[KvHandle, list[int]]:
+            handle = as_handle(lent, decode.info, self.prefill.info, tokens, chain)
+            pulling.handle, pulling.blocks = handle, blocks[: len(lent.block_ids)]
+            decode.pool.free(blocks[len(lent.block_ids) :])
+            return handle, pulling.blocks
+
+        pulling = self.pulls[name] = Pulling(None, f"text {number}", decode, blocks)
+        names = [chain[i][0] for i in range(count)]
+        decode.transfer.borrow(Loan(name, "prefill_0", "", names, 0, accept, self.pulled))
+
     def pulled(self, result: PullResult) -> None:
         """A pull has ended: with its blocks the request goes on, or gives them back."""
         pull = self.pulls[result.request_id]
@@ -127,6 +165,7 @@ class LeaseProtocol(RuleBasedStateMachine):
             self.refused.append(result.error.code)
             pull.process.pool.free(pull.blocks)
             return
+        assert pull.handle is not None
         ticket = (pull.handle.epoch, pull.handle.lease_id)
         self.redeemed_twice |= ticket in self.redeemed
         self.redeemed.add(ticket)
@@ -186,6 +225,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.held = [held for held in self.held if held.process is not old]
         self.pulls = {name: pull for name, pull in self.pulls.items() if pull.process is not old}
         if side == "prefill":
+            self.texts = []
             self.prefill = Process(self.network, "prefill", PREFILL_BLOCKS)
         else:
             self.decode = Process(self.network, "decode", DECODE_BLOCKS)

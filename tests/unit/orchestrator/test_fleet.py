@@ -135,7 +135,7 @@ class Site:
 
     async def route(self) -> tuple[str | None, str]:
         """The names of the workers that a request gets, which ends at once."""
-        prefill, decode, route, _ = await asyncio.wait_for(self.fleet.route(PROMPT, 8), DEADLINE_S)
+        prefill, decode, route, *_ = await asyncio.wait_for(self.fleet.route(PROMPT, 8), DEADLINE_S)
         route.end()
         return prefill and prefill.worker.name, decode.worker.name
 
@@ -347,7 +347,7 @@ def test_what_failed_a_request_is_avoided_where_there_is_somebody_else() -> None
             ({"prefill_0", "decode_1"}, ("prefill_1", "decode_0")),
             ({"decode_0", "decode_1", "prefill_1"}, (None, "prefill_0")),
         ]:
-            prefill, decode, route, _ = await site.fleet.route(PROMPT, 8, avoid=avoid)
+            prefill, decode, route, *_ = await site.fleet.route(PROMPT, 8, avoid=avoid)
             route.end()
             assert (prefill and prefill.worker.name, decode.worker.name) == expected
         everybody = site.remotes.keys()

@@ -156,12 +156,12 @@ def test_workers_for_both_stages_alone_make_a_deployment() -> None:
         fleet = Fleet(deployment, lambda replica: remotes[replica.name])
         fleet.start()
         try:
-            prefill, decode, _, _ = await asyncio.wait_for(fleet.route(PROMPT, 8), DEADLINE_S)
+            prefill, decode, *_ = await asyncio.wait_for(fleet.route(PROMPT, 8), DEADLINE_S)
             assert prefill is not None
             assert {prefill.worker.name, decode.worker.name} == set(remotes)
             remotes["both_1"].ready = False
             await until(lambda: fleet._lanes["both_1"].info is None)
-            prefill, decode, _, _ = await asyncio.wait_for(fleet.route(PROMPT, 8), DEADLINE_S)
+            prefill, decode, *_ = await asyncio.wait_for(fleet.route(PROMPT, 8), DEADLINE_S)
             assert (prefill, decode.worker.name) == (None, "both_0")
         finally:
             await asyncio.to_thread(fleet.stop)

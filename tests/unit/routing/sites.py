@@ -138,6 +138,7 @@ def make_costs(
         prompt_blocks=blocks,
         all_blocks=-(-(tokens + answer) // BLOCK),
         uncached=uncached,
+        to_read=uncached,
         chances=lost,
     )
     return Costs(table, request)

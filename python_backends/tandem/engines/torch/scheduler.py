@@ -215,8 +215,8 @@ class Scheduler:
             self._waiting.popleft()
 
     def _may_start(self, sequence: Sequence) -> bool:
-        if sequence.awaits_kv:
-            return True  # its lease runs: pull as early as there is memory, even if no step has room yet
+        if sequence.awaits_kv or sequence.borrows:
+            return True  # pull as early as there is memory, even if no step has room yet: leases run
         if isinstance(sequence.work, Generate) and self.running + len(self._loading) >= self._max_batch_size:
             return False
         return sum(s.num_uncached for s in self._prefilling) < self._max_batch_tokens
