@@ -227,7 +227,7 @@ class Router:
             assert plan.decode is not None
             place = plan.prefill.place
             uncached = int(request.uncached.item(place))
-            to_read = int((request.to_read if plan.lender else request.uncached).item(place))
+            to_read = round((request.to_read if plan.lender else request.uncached).item(place))
             prefill = self._table.book(place, to_read, request.prompt_blocks)
             decode = self._table.book(plan.decode.place, 0, request.all_blocks)
         held = (request.num_tokens - uncached) // self._block_size

@@ -135,10 +135,13 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.prefill.pool.free(blocks)
         self.texts.append(chain)
 
-    @precondition(lambda self: self.texts)
-    @rule(data=st.data(), count=st.integers(1, 3))
-    def borrow(self, data: st.DataObject, count: int) -> None:
-        """Decode would like to have the beginning of a text that prefill has read."""
+    @rule(data=st.data(), count=st.integers(1, 3), fresh=st.booleans())
+    def borrow(self, data: st.DataObject, count: int, fresh: bool) -> None:
+        """Decode would like to have the beginning of a text that prefill has read, maybe just now."""
+        if fresh:
+            self.cache(count)
+        if not self.texts:
+            return
         number = data.draw(st.integers(max(0, len(self.texts) - 3), len(self.texts) - 1))
         name, decode = self.new_name(), self.decode
         if decode.stopped or not decode.pool.can_allocate(count):
@@ -253,7 +256,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         if fate != "is lost":
             self.network.deliver(envelope)
 
-    @rule(rounds=st.integers(1, 4))
+    @rule(rounds=st.integers(1, 6))
     def flow(self, rounds: int) -> None:
         """For a while all goes as it does on a good day: blocks and messages arrive, whoever runs takes turns."""
         for _ in range(rounds):

@@ -9,7 +9,7 @@ from tandem.engines.torch.pace import FIRST_CHUNK, LEAST_CHUNK, Pace
 from tandem.engines.torch.scheduler import Scheduler, Step
 from tandem.engines.torch.sequence import Sequence
 from tandem.kv.prefix_cache import PrefixCache
-from tandem.messages import AnyWork, Decode, Generate, Prefill, Sampling, Stopping
+from tandem.messages import AnyWork, Decode, Generate, Lender, Prefill, Sampling, Stopping
 
 BLOCK = 4
 
@@ -18,9 +18,15 @@ _texts = itertools.count()
 
 
 def make(
-    kind: type[AnyWork], tokens: int, max_tokens: int = 4, name: str = "r", token_ids: list[int] | None = None
+    kind: type[AnyWork],
+    tokens: int,
+    max_tokens: int = 4,
+    name: str = "r",
+    token_ids: list[int] | None = None,
+    lent: int = 0,
 ) -> Sequence:
-    """A sequence of ``tokens`` tokens that no other one begins with, or of ``token_ids``."""
+    """A sequence of ``tokens`` tokens that no other one begins with, or of ``token_ids``. Somebody holds the KV of
+    ``lent`` of them."""
     extra: dict[str, Any] = {"handle": b"", "output_ids": [1]} if kind is Decode else {}
     sequence = Sequence.of(
         kind(
@@ -28,6 +34,7 @@ def make(
             token_ids=token_ids or [next(_texts)] * tokens,
             sampling=Sampling(),
             stopping=Stopping(max_tokens=max_tokens),
+            lender=Lender(worker_id="w", num_tokens=lent) if lent else None,
             **extra,
         ),
         0.0,
@@ -278,3 +285,63 @@ def test_removed_sequences_are_gone_from_everywhere() -> None:
         scheduler.remove(s)
     assert (scheduler.running, scheduler.queued) == (0, 0)
     assert scheduler.next_step() is None
+
+
+def test_what_is_lent_is_pulled_and_the_rest_is_read() -> None:
+    """It counts as if it were here; meanwhile others have their turn."""
+    scheduler, pool = make_scheduler()
+    borrower, other = make(Prefill, 22, lent=14), make(Prefill, 10, name="other")
+    for s in (borrower, other):
+        scheduler.add(s)
+    assert scheduler.queued_tokens == 8 + 10
+    assert scheduler.admit() == [borrower]
+    assert scheduler.is_pulling(borrower)
+    assert (scheduler.queued, scheduler.queued_tokens) == (1, 8 + 10)
+    assert run(scheduler) == (True, [other])
+    scheduler.remove(other)
+    borrower.num_lent = 3
+    scheduler.borrowed(borrower)
+    assert (borrower.num_cached, borrower.cached_tokens, scheduler.queued_tokens) == (12, 12, 10)
+    assert run_step(scheduler) == (Step(True, [borrower]), 10)
+    assert pool.reserve(borrower.chain, 3, 3)[1] == 3  # for others as well
+
+
+def test_what_is_not_lent_after_all_is_read_first() -> None:
+    scheduler, pool = make_scheduler()
+    borrower, other = make(Prefill, 22, lent=20), make(Prefill, 12, name="other")
+    for s in (borrower, other):
+        scheduler.add(s)
+    scheduler.admit()
+    blocks = list(borrower.block_ids)
+    pool.pin(blocks)  # something may still write to them
+    scheduler.not_lent(borrower)
+    assert (borrower.block_ids, scheduler.queued_tokens) == ([], 34)
+    assert run_step(scheduler) == (Step(True, [other, borrower], left=2), 32)
+    assert not set(borrower.block_ids) & set(blocks)
+    pool.unpin(blocks)
+
+
+def test_who_holds_as_much_as_the_lender_asks_for_nothing() -> None:
+    scheduler, _ = make_scheduler()
+    scheduler.add(make(Generate, 0, token_ids=list(range(1000, 1020))))
+    run(scheduler)
+    scheduler.add(make(Generate, 0, name="again", token_ids=list(range(1000, 1020)), lent=19))
+    assert scheduler.admit() == []
+    assert scheduler.queued_tokens == 4
+
+
+def test_a_prompt_is_borrowed_before_there_is_room_in_a_step() -> None:
+    """It is there by the time that its turn has come."""
+    scheduler, _ = make_scheduler(tokens=8)
+    long, borrower = make(Prefill, 40), make(Prefill, 22, name="borrower", lent=20)
+    for s in (long, borrower):
+        scheduler.add(s)
+    assert scheduler.admit() == [borrower]
+
+
+def test_who_has_given_way_borrows_no_more() -> None:
+    sequence = make(Generate, 22, lent=20)
+    assert sequence.borrows
+    sequence.give_up()
+    assert not sequence.borrows
+    assert sequence.num_unread == 22
