@@ -13,7 +13,7 @@ from running_engine import RunningEngine
 
 from tandem.deployment import Kv
 from tandem.kv.reshard import block_bytes_of
-from tandem.messages import Finished, Generate, Partition, Sampling, Stopping
+from tandem.messages import Finished, Generate, Lender, Partition, Sampling, Stopping
 from tests.checkpoints import demo_model, make_random_model
 from tests.integration.groups.engines import bytes_pulled, hand_over, run_engines, tokens_of
 
@@ -66,6 +66,21 @@ def assert_equal_everywhere(engines: dict[str, RunningEngine], work: list[Genera
             assert moved == whole, names
     for engine in engines.values():
         assert engine.until_idle().blocks_used == 0
+
+
+def assert_lent_everywhere(engines: dict[str, RunningEngine]) -> None:
+    """What one engine has read, every other one borrows, whatever the ranks of the two."""
+    pairs = list(itertools.permutations(engines.values(), 2))
+    prompts = make_work(40_000, [100 + i for i in range(2 * len(pairs))], max_tokens=6)[2:]
+    for (lender, borrower), work in zip(pairs, prompts, strict=False):
+        names = lender.info.worker_id, borrower.info.worker_id
+        (expected,) = lender.run([work])
+        lender.until_idle()
+        before = borrower.load.tokens_borrowed
+        (events,) = borrower.run([replace(work, lender=Lender(worker_id=lender.info.worker_id, num_tokens=96))])
+        assert tokens_of(events) == tokens_of(expected), names
+        assert borrower.until_idle().tokens_borrowed - before == 96, names
+        assert lender.until_idle().handles_held == 0, names
 
 
 def kv_bytes(engine: RunningEngine, work: Generate) -> int:
@@ -121,3 +136,4 @@ def test_the_demo_model_on_one_and_three_ranks(mpi: str, tmp_path: Path) -> None
     """With prefix caches: from the second time on, prompts are there already."""
     with run_engines(demo_model(), DEMO_PARTITIONS, mpi, tmp_path, Kv()) as engines:
         assert_equal_everywhere(engines, make_work(40_000, [1, 40, 150], max_tokens=8))
+        assert_lent_everywhere(engines)
