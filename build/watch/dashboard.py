@@ -155,6 +155,9 @@ def kv(board: dashboard.Dashboard) -> None:
     board.with_panel(graph("Gave way to others, a second", "short", (f"{preempted} > 0", WHO)))
     hits, read = (rate(f"tandem_{name}_tokens_total", ITS, EACH) for name in ("prefix_cache", "prefill"))
     board.with_panel(graph("Prefix cache hit rate", "percentunit", (f"{hits} / ({hits} + {read})", WHO)))
+    lent, not_lent = rate("tandem_borrowed_tokens_total", ITS, EACH), rate("tandem_borrows_failed_total", ITS, EACH)
+    lines = ((f"{lent} > 0", f"{WHO} tokens"), (f"{not_lent} > 0", f"{WHO} failed"))
+    board.with_panel(graph("Borrowed, a second", "short", *lines))
     held, expired = f"tandem_kv_handles_held{{{ITS}}}", rate("tandem_kv_handles_expired_total", ITS, EACH)
     granted = rate("tandem_kv_handles_granted_total", ITS, EACH)
     board.with_panel(

@@ -351,7 +351,7 @@ def test_what_failed_a_request_is_avoided_where_there_is_somebody_else() -> None
             route.end()
             assert (prefill and prefill.worker.name, decode.worker.name) == expected
         everybody = site.remotes.keys()
-        prefill, _, route, _ = await site.fleet.route(PROMPT, 8, avoid=everybody)
+        prefill, _, route, *_ = await site.fleet.route(PROMPT, 8, avoid=everybody)
         route.end()
         assert prefill is not None
         assert site.fleet.route_now(PROMPT, 8, avoid=everybody) is None
