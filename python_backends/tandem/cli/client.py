@@ -25,7 +25,7 @@ from tandem.triton.home import own_key_file
 
 _DTYPES: dict[str, type] = {
     **dict.fromkeys(("text_input", "messages", "stop_words"), np.object_),
-    **dict.fromkeys(("max_tokens", "min_tokens", "top_k"), np.int32),
+    **dict.fromkeys(("input_ids", "max_tokens", "min_tokens", "top_k"), np.int32),
     **dict.fromkeys(("temperature", "top_p", "min_p"), np.float32),
     **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), np.float32),
     **dict.fromkeys(("stream", "ignore_eos", "explain"), np.bool_),
