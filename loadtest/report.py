@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from conversations import ConversationsReport
 from engine_bench import EngineBenchReport
 from group_bench import GroupBenchReport
 from interference import InterferenceReport
@@ -277,6 +278,26 @@ def interference_section(report: InterferenceReport) -> str:
     return f"{title}\n\n{table(head, rows)}"
 
 
+def conversations_section(report: ConversationsReport) -> str:
+    """The second turn of conversations."""
+    title = (
+        f"**The next turn of a conversation**, with `lending` / without, medians of {report.conversations} "
+        "(`python loadtest/conversations.py`)"
+    )
+    head = "answer, tokens", "next prompt, tokens", "of it not computed", "TTFT, ms", "ratio"
+    rows = [
+        (
+            f"{r.answer_tokens}",
+            f"{r.prompt_tokens}",
+            f"{r.cached_lending:.0f} / {r.cached_alone:.0f}",
+            f"{r.ttft_lending_ms:.0f} / {r.ttft_alone_ms:.0f}",
+            f"{r.ttft_lending_ms / r.ttft_alone_ms:.2f}",
+        )
+        for r in report.rows
+    ]
+    return f"{title}\n\n{table(head, rows)}"
+
+
 def overload_section(phases: list[Phase]) -> str:
     """Ten times what the workers can do."""
     peak = max(phase.goodput for phase in phases)
@@ -313,6 +334,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 OTHERS: list[tuple[str, Any, Callable[[Any], str]]] = [
+    ("conversations.json", ConversationsReport, conversations_section),
     ("interference.json", InterferenceReport, interference_section),
     ("perf/perf.json", list[Row], perf_section),
     ("overhead.json", FigureFile, overhead_section),
