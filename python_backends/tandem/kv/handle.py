@@ -19,6 +19,7 @@ from tandem.errors import ErrorCode, TandemError
 from tandem.keys import KEY_VARIABLE, Keys
 from tandem.kv.reshard import block_bytes_of
 from tandem.messages import (
+    HeldBlocks,
     HeldByLibrary,
     KvFormat,
     KvHandle,
@@ -60,6 +61,21 @@ def digest_tokens(token_ids: list[int]) -> bytes:
             "invalid_request", f"token_ids: each must be an integer from 0 to 2**32 - 1: {error}"
         ) from error
     return blake2b(packed, digest_size=16).digest()
+
+
+def make_handle(holder: WorkerInfo, lease_id: int, token_ids: list[int], block_ids: list[int]) -> KvHandle:
+    """The handle for blocks of ``holder`` that are under a lease, and hold the KV of ``token_ids``."""
+    return KvHandle(
+        version=HANDLE_VERSION,
+        worker_id=holder.worker_id,
+        epoch=holder.epoch,
+        lease_id=lease_id,
+        kv=holder.kv,
+        partition=holder.partition,
+        num_tokens=len(token_ids),
+        tokens_digest=digest_tokens(token_ids),
+        held=HeldBlocks(block_ids=block_ids),
+    )
 
 
 def sign(handle: KvHandle, keys: Keys) -> bytes:

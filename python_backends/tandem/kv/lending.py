@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 from tandem.errors import TandemError
 from tandem.kv.agent import Agent, Remote
-from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens
+from tandem.kv.handle import check, make_handle
 from tandem.kv.leases import LeaseTable
 from tandem.kv.peers import LEADER, Peers
 from tandem.kv.prefix_cache import Chain, PrefixCache
 from tandem.kv.pull import PullResult
-from tandem.messages import Borrow, Confirm, HeldBlocks, KvHandle, Lent, WorkerInfo
+from tandem.messages import Borrow, Confirm, KvHandle, Lent, WorkerInfo
 
 PATIENCE_S = 1.0
 """For so long a lender's answer is waited for: who hears nothing computes, which takes about as long."""
@@ -57,17 +57,7 @@ def as_handle(lent: Lent, mine: WorkerInfo, lender: WorkerInfo, token_ids: list[
     is_whole = 0 < len(known) == count * mine.kv.block_size
     if not is_whole or not hmac.compare_digest(lent.digest, chain.digest(count - 1)):
         raise TandemError("handle_tokens", f"worker {lender.worker_id!r} lends nothing of this prompt")
-    handle = KvHandle(
-        version=HANDLE_VERSION,
-        worker_id=lender.worker_id,
-        epoch=lender.epoch,
-        lease_id=lent.lease_id,
-        kv=mine.kv,
-        partition=lender.partition,
-        num_tokens=len(known),
-        tokens_digest=digest_tokens(known),
-        held=HeldBlocks(block_ids=lent.block_ids),
-    )
+    handle = make_handle(lender, lent.lease_id, known, lent.block_ids)
     check(handle, mine, lender, known)
     return handle
 

@@ -11,7 +11,7 @@ from tandem.engines.torch.leader import Leader
 from tandem.engines.torch.sequence import Sequence
 from tandem.errors import TandemError
 from tandem.keys import Keys
-from tandem.kv.handle import HANDLE_VERSION, check, digest_tokens, sign, verify
+from tandem.kv.handle import check, make_handle, sign, verify
 from tandem.kv.leases import LeaseTable
 from tandem.kv.lending import Loan, as_handle
 from tandem.kv.pull import PullResult
@@ -35,18 +35,9 @@ class HandOver:
     def grant(self, sequence: Sequence) -> bytes:
         """Put a prefilled sequence's blocks under lease, and return the signed handle. They are the lease's then."""
         blocks, sequence.block_ids = sequence.block_ids, []
-        handle = KvHandle(
-            version=HANDLE_VERSION,
-            worker_id=self._info.worker_id,
-            epoch=self._info.epoch,
-            lease_id=self._leases.grant(sequence.request_id, blocks),
-            kv=self._info.kv,
-            partition=self._info.partition,
-            num_tokens=sequence.num_cached,
-            tokens_digest=digest_tokens(sequence.token_ids[: sequence.num_cached]),
-            held=HeldBlocks(block_ids=blocks),
-        )
-        return sign(handle, self._keys)
+        lease_id = self._leases.grant(sequence.request_id, blocks)
+        known = sequence.token_ids[: sequence.num_cached]
+        return sign(make_handle(self._info, lease_id, known, blocks), self._keys)
 
     def accept(self, work: Decode) -> KvHandle:
         """Check the handle of ``work``. It may cover all tokens but the last, or fewer; the rest is read here.

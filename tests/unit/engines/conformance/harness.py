@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -103,6 +104,12 @@ class Harness:
         while getattr(self.load, field) < value:
             assert time.monotonic() < deadline, (field, value, self.load)
             time.sleep(0.002)
+
+
+def fresh_prompt(length: int, seed: int) -> list[int]:
+    """Tokens that no prompt of another seed begins with."""
+    rng = random.Random(f"prefix {seed}")
+    return [rng.randrange(400) for _ in range(length)]
 
 
 def make_work(request_id: str, token_ids: list[int], max_tokens: int = 8, **fields: Any) -> Generate:

@@ -3,7 +3,6 @@ show its cache: what is to be borrowed from it is computed."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from tandem.kv.hashes import hash_blocks
@@ -14,6 +13,7 @@ from tests.unit.engines.conformance.harness import (
     as_decode,
     as_prefill,
     changed,
+    fresh_prompt,
     handle_of,
     make_work,
     reason_of,
@@ -22,11 +22,6 @@ from tests.unit.engines.conformance.harness import (
 from tests.unit.engines.conformance.subjects import Subject
 
 BLOCK = 4
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    rng = random.Random(f"lending {seed}")
-    return [rng.randrange(400) for _ in range(length)]
 
 
 def lender_of(harness: Harness, num_tokens: int) -> Lender:
@@ -41,7 +36,7 @@ def cached_in(events: list[EngineEvent]) -> int:
 
 def test_the_next_turn_of_a_conversation_is_borrowed_from_where_it_was_answered(pair: Pair, subject: Subject) -> None:
     """Prefill holds the first prompt alone, decode the answer too."""
-    work = make_work("turn-1", prompt_of(41, seed=1), max_tokens=30)
+    work = make_work("turn-1", fresh_prompt(41, seed=1), max_tokens=30)
     (first,) = pair.prefill.run(as_prefill(work))
     (second,) = pair.decode.run(as_decode(work, tokens_of(first), handle_of(first)))
     known = [*work.token_ids, *tokens_of(first), *tokens_of(second, start=1)][:-1]
@@ -49,7 +44,7 @@ def test_the_next_turn_of_a_conversation_is_borrowed_from_where_it_was_answered(
     pair.prefill.until_idle()
     before = pair.prefill.load
 
-    turn = make_work("turn-2", [*known, *prompt_of(9, seed=2)], max_tokens=10)
+    turn = make_work("turn-2", [*known, *fresh_prompt(9, seed=2)], max_tokens=10)
     alone = changed(turn, request_id="alone", salt="nobody has it")
     lender = lender_of(pair.decode, len(known))
     (reading,) = pair.prefill.run(changed(as_prefill(turn), lender=lender))
@@ -68,7 +63,7 @@ def test_the_next_turn_of_a_conversation_is_borrowed_from_where_it_was_answered(
 def test_a_worker_that_does_both_stages_borrows_too(start: Callable[..., Harness], subject: Subject) -> None:
     one, other = start("both_0"), start("both_1")
     introduce(one, other)
-    work = make_work("both", prompt_of(50, seed=3))
+    work = make_work("both", fresh_prompt(50, seed=3))
     (first,) = one.run(work)
     one.until_cached(hash_blocks(work.token_ids, BLOCK))
     (second,) = other.run(changed(work, lender=lender_of(one, 50)))
@@ -82,7 +77,7 @@ def test_what_nobody_lends_is_computed(pair: Pair) -> None:
     """The lender has nothing of it, is not known, or is the worker itself."""
     decode, prefill = pair.decode, pair.prefill
     for number, worker_id in enumerate([decode.engine.info.worker_id, "nobody", prefill.engine.info.worker_id]):
-        work = make_work(f"not lent {number}", prompt_of(40, seed=10 + number), max_tokens=5)
+        work = make_work(f"not lent {number}", fresh_prompt(40, seed=10 + number), max_tokens=5)
         (expected,) = decode.run(changed(work, salt="apart"))
         lender = Lender(worker_id=worker_id, num_tokens=40)
         (first,) = prefill.run(changed(as_prefill(work), lender=lender))
@@ -94,7 +89,7 @@ def test_what_nobody_lends_is_computed(pair: Pair) -> None:
 
 
 def test_tenants_lend_each_other_nothing(pair: Pair) -> None:
-    work = make_work("mine", prompt_of(40, seed=20))
+    work = make_work("mine", fresh_prompt(40, seed=20))
     pair.decode.run(work)
     pair.decode.until_cached(hash_blocks(work.token_ids, BLOCK))
     other = changed(as_prefill(work), salt="another", lender=lender_of(pair.decode, 40))
@@ -106,7 +101,7 @@ def test_tenants_lend_each_other_nothing(pair: Pair) -> None:
 
 def test_many_borrow_at_once_and_some_are_cancelled(pair: Pair) -> None:
     """Every one ends, and nothing is held in the end, on either side."""
-    works = [make_work(f"many-{n}", prompt_of(40 + n, seed=30 + n), max_tokens=4) for n in range(12)]
+    works = [make_work(f"many-{n}", fresh_prompt(40 + n, seed=30 + n), max_tokens=4) for n in range(12)]
     expected = [tokens_of(events) for events in pair.decode.run(*(changed(w, salt="apart") for w in works))]
     pair.decode.run(*(changed(w, request_id=f"read {w.request_id}") for w in works))
     for work in works:

@@ -13,17 +13,13 @@ from tests.unit.engines.conformance.harness import (
     as_decode,
     as_prefill,
     changed,
+    fresh_prompt,
     handle_of,
     make_work,
     tokens_of,
 )
 
 BLOCK = 4
-
-
-def fresh_prompt(length: int, seed: int) -> list[int]:
-    rng = random.Random(f"prefix {seed}")
-    return [rng.randrange(400) for _ in range(length)]
 
 
 def test_a_prompt_that_was_read_before_is_not_read_again(pair: Pair) -> None:
