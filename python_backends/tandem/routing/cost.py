@@ -19,7 +19,7 @@ Task = Literal["prefill", "decode", "generate"]
 """What a worker is chosen for; as the messages of these names."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a router needs to know of a request."""
 
     num_tokens: int
@@ -39,7 +39,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """How likely what each worker's cache gives up for them would be asked for again; shape [workers]."""
 
 
-class Cost(msgspec.Struct, frozen=True):
+class Cost(msgspec.Struct, frozen=True, gc=False):
     """What a request would cost on each worker, and of what that is made up."""
 
     total: Numbers
@@ -58,8 +58,8 @@ def prefill_cost(table: WorkerTable, request: Request, wait: Numbers, work: Numb
     holds up those who come after it, the likelier the more workers are busy; and each block of it takes the place of
     another one, which has to be read again if it is asked for."""
     busy, chances, room = table.busy_share("prefill"), request.chances, None
-    total = 1.0 + chances
-    total *= work
+    total = work * chances
+    total += work
     total *= 1.0 + busy
     total += wait
     if not table.all_have_room(request.prompt_blocks):
@@ -82,14 +82,15 @@ def decode_cost(table: WorkerTable, request: Request) -> Cost:
     steps = table.step_s * float(request.answer_tokens)
     share = table.block_share * float(request.all_blocks)
     share += table.used_share
-    share = np.maximum(share, table.batch_share)
-    crowding = steps * share
-    total = steps + crowding
+    np.maximum(share, table.batch_share, share)
+    total = steps * share
+    total += steps
     if share.item(share.argmax()) <= 1.0:
-        return Cost(total, lambda: {"steps": steps, "crowding": crowding})
+        return Cost(total, lambda: {"steps": steps, "crowding": steps * share})
     # Room comes free as running answers end: a full turn of them for all of it.
     room = steps * np.maximum(share - 1.0, 0.0)
-    return Cost(total + room, lambda: {"steps": steps, "crowding": crowding, "room": room})
+    total += room
+    return Cost(total, lambda: {"steps": steps, "crowding": steps * share, "room": room})
 
 
 def generate_cost(table: WorkerTable, decode: Cost, wait: Numbers, work: Numbers) -> Cost:

@@ -9,7 +9,7 @@ import msgspec
 Way = Literal["split", "whole"]
 
 
-class Split(msgspec.Struct, frozen=True, kw_only=True):
+class Split(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Prefill on one worker, decode on another; in seconds."""
 
     prefill_s: float
@@ -27,7 +27,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
         return self.prefill_s + self.held_up_s + self.transfer_s + self.decode_s
 
 
-class Whole(msgspec.Struct, frozen=True, kw_only=True):
+class Whole(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Both stages on one worker; in seconds."""
 
     prefill_s: float
@@ -42,7 +42,7 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True):
         return self.prefill_s + self.stall_s + self.decode_s
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Which way, and what was weighed; None stands for a way that is not open."""
 
     way: Way

@@ -1,27 +1,51 @@
 """Who holds which KV blocks, as the workers report it, and as this router expects it of its own choices.
 
-The holders of a block are one integer, a bit for each worker: a chain of blocks is followed by a bitwise *and* per
-block, whatever the number of workers, and ends where no worker is left.
+The holders of a block are one integer, a bit for each worker. Who holds a block holds all before it in its chain, since
+caches give up the end of a chain first: so where some of them hold no more is found by halving, in a few looks however
+long the chain and however many the workers.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
-from itertools import groupby, repeat
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from tandem.messages import BlocksStored, KvReport
 from tandem.routing.reports import ReportCursor
 from tandem.routing.reuse import Chances, Reuse
-
-Counts = NDArray[np.float64]  # of blocks; as the costs are, to be reckoned with
+from tandem.routing.table import Numbers
 
 FEW = 6
 """So many places are quicker written to one by one than all at once."""
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """Who holds how much of a chain of blocks, from its start on."""
+
+    places: int
+    """Of workers, whether they hold anything or not."""
+    runs: list[tuple[int, int]]
+    """Who holds equally many blocks, a bit for each, and how many; ascending."""
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """One of those who hold most, and how many blocks; there must be one who holds any."""
+        workers, blocks = self.runs[-1]
+        return workers.bit_length() - 1, blocks
+
+    def spread(self, value: Callable[[int], float]) -> Numbers:
+        """For each worker, the ``value`` of as many blocks as it holds; shape [places]."""
+        values = np.empty(self.places, np.float64)
+        values.fill(value(0))
+        for workers, blocks in self.runs:
+            _write(values, workers, value(blocks))
+        return values
 
 
 class _Worker:
@@ -47,7 +71,6 @@ class PrefixIndex:
         self._holders: dict[int, int] = {}
         self._workers: list[_Worker] = []
         self._expectations: deque[tuple[float, int, int | None, Sequence[int]]] = deque()
-        self._nobody: Counts = np.zeros(0, np.float64)
         self._reuse = Reuse()
         self._now = 0.0
 
@@ -59,8 +82,6 @@ class PrefixIndex:
         """A new worker, of which nothing is known; returns its place."""
         place = len(self._workers)
         self._workers.append(_Worker(place))
-        self._nobody = np.zeros(place + 1, np.float64)
-        self._nobody.flags.writeable = False
         self._reuse.add()
         return place
 
@@ -177,37 +198,35 @@ class PrefixIndex:
         """Of the first ``held`` blocks that a worker is believed to hold, how many it has reported: the others are yet
         to be computed there."""
         expected = self._workers[place].expected
-        if not expected:
-            return held
-        return next((i for i, name in enumerate(hashes[:held]) if name in expected), held)
-
-    def held(self, hashes: Sequence[int]) -> Counts:
-        """For each worker, how many of these blocks it holds from the chain's start on; shape [workers]."""
-        get = self._holders.get
-        left = get(hashes[0], 0) if hashes else 0
-        if not left:
-            return self._nobody
-        held = np.zeros(len(self._workers), np.float64)
-        length = 0
-        for holders, run in groupby(map(get, hashes)):  # most neighbours have the same holders
-            stay = left & (holders or 0)
-            if stay != left:
-                _write(held, left ^ stay, length)
-                left = stay
-                if not left:
-                    return held
-            length += len(list(run))
-        _write(held, left, length)
+        while held and hashes[held - 1] in expected:
+            held -= 1
         return held
 
+    def held(self, hashes: Sequence[int]) -> Held:
+        """Who holds how much of this chain."""
+        get = self._holders.get
+        runs: list[tuple[int, int]] = []
+        left, length = get(hashes[0], 0) if hashes else 0, 0
+        while left:
+            length = _find_end(hashes, length + 1, get, left)
+            stay = left & get(hashes[length], 0) if length < len(hashes) else 0
+            runs.append((left ^ stay, length))
+            left = stay
+        return Held(len(self._workers), runs)
 
-def _write(held: Counts, workers: int, length: int) -> None:
-    """Write ``length`` at the places of the bits that are set in ``workers``."""
+
+def _find_end(hashes: Sequence[int], start: int, get: Callable[[int, int], int], workers: int) -> int:
+    """Of the first block from ``start`` on that not all these workers hold, or that is not there."""
+    return bisect_left(hashes, True, start, key=lambda name: get(name, 0) & workers != workers)
+
+
+def _write(values: Numbers, workers: int, value: float) -> None:
+    """Write ``value`` at the places of the bits that are set in ``workers``."""
     if workers.bit_count() <= FEW:
         while workers:
-            held[workers.bit_length() - 1] = length
+            values[workers.bit_length() - 1] = value
             workers ^= 1 << (workers.bit_length() - 1)
         return
-    size = len(held)
+    size = len(values)
     data = np.frombuffer(workers.to_bytes((size + 7) // 8, "little"), np.uint8)
-    held[np.unpackbits(data, count=size, bitorder="little").view(np.bool_)] = length
+    values[np.unpackbits(data, count=size, bitorder="little").view(np.bool_)] = value

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import numpy as np
-
-from tandem.routing.table import Numbers
 
 LEAST_GAIN_S = 0.02
 """What is gained by less is not worth a question, and the wait for its answer."""
@@ -20,12 +17,10 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     """Of the time that a token takes to be read, what its KV takes to come from elsewhere; below 1."""
 
-    def to_read(self, uncached: Numbers, num_tokens: int) -> Numbers:
-        """For each worker, tokens that would take as long to read as it takes to borrow what it lacks, and to read what
-        is left; of ``num_tokens`` it does not hold ``uncached``. Shape [workers]."""
-        left = uncached * self.share
-        left += (1.0 - self.share) * float(num_tokens - self.tokens)
-        return np.minimum(left, uncached, out=left)
+    def to_read(self, uncached: float, num_tokens: int) -> float:
+        """Tokens that would take as long to read as it takes to borrow what a worker lacks, and to read what is left;
+        of ``num_tokens`` it does not hold ``uncached``."""
+        return min(uncached, self.share * uncached + (1.0 - self.share) * (num_tokens - self.tokens))
 
     def gain(self, uncached: float, num_tokens: int) -> float:
         """Tokens that need not be read, so to speak, where ``uncached`` of the prompt are not held."""

@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-import numpy as np
 
 from tandem.deployment import Routing
 from tandem.errors import TandemError
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request, Task
 from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
-from tandem.routing.index import Counts, PrefixIndex
+from tandem.routing.index import Held, PrefixIndex
 from tandem.routing.lending import LEAST_GAIN_S, Offer
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
@@ -26,7 +25,7 @@ EXPECTED_S = 30.0
 """How long a worker that got a prompt is believed to hold its blocks before it reports them."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a request would go now, and why; nothing has been counted yet."""
 
     request: Request
@@ -104,7 +103,7 @@ class Router:
         self._table = WorkerTable()
         self._index = PrefixIndex()
         self._places: dict[str, int] = {}
-        self._block_bytes = 0
+        self._block_bytes = 0.0
         self._lends = False
         """Whether workers lend each other what is in their caches, and it is asked for where that is."""
 
@@ -206,7 +205,7 @@ class Router:
             whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
         verdict = choose_way(self._split(costs, prefill, decode, waiting), self._whole(costs, whole))
         lender = self._choose_lender(costs, offer, prefill.place) if offer and verdict.way == "split" else None
-        return self._plan(request, hashes, verdict, prefill=prefill, decode=decode, whole=whole, lender=lender)
+        return self._plan(request, hashes, verdict, prefill, decode, whole, lender)
 
     def room(self, kv_share: float, waiting: int) -> Room | None:
         """How much more the workers can take at once, ``waiting`` requests being there that wait for it; None where
@@ -236,15 +235,14 @@ class Router:
 
     # -------------------------------------------------------------- its parts
 
-    def _find_offer(self, hashes: Sequence[int], num_tokens: int, held: Counts) -> Offer | None:
+    def _find_offer(self, hashes: Sequence[int], num_tokens: int, held: Held) -> Offer | None:
         """Who has most to lend, where there is enough of it for anybody."""
-        place = int(held.argmax()) if len(held) else 0
-        most = int(held.item(place)) if len(held) else 0
-        if not most:
+        size = self._block_size
+        share = self._table.tokens_per_byte * self._block_bytes / size
+        if not held.runs or share >= 1.0:
             return None
-        share = self._table.borrow_share(self._block_bytes / self._block_size)
-        tokens = self._block_size * self._index.reported(place, hashes, most)
-        tokens = min(tokens, (num_tokens - 1) // self._block_size * self._block_size)
+        place, most = held.most
+        tokens = size * min(self._index.reported(place, hashes, most), (num_tokens - 1) // size)
         offer = Offer(place=place, tokens=tokens, share=share)
         return offer if offer.gain(num_tokens, num_tokens) * self._table.prefill_s.item(place) >= LEAST_GAIN_S else None
 
@@ -254,19 +252,21 @@ class Router:
         is_worth_it = gain * self._table.prefill_s.item(borrower) >= LEAST_GAIN_S
         return offer if is_worth_it and self._table.is_paired(offer.place, borrower) else None
 
-    def _request(self, held: Counts, num_tokens: int, max_tokens: int, offer: Offer | None) -> Request:
-        size = self._block_size
-        uncached = float(num_tokens) - held * float(size)
-        if num_tokens % size == 0:
-            # The last token is always read, whatever is held: it gives the first one of the answer.
-            uncached = np.maximum(uncached, 1.0)
+    def _request(self, held: Held, num_tokens: int, max_tokens: int, offer: Offer | None) -> Request:
+        size, answer_tokens = self._block_size, self._table.answers.expected(max_tokens)
+
+        def lacks(blocks: int) -> int:
+            """The last token is always read, whatever is held: it gives the first one of the answer."""
+            return max(1, num_tokens - blocks * size)
+
+        uncached = held.spread(lacks)
         return Request(
             num_tokens=num_tokens,
-            answer_tokens=self._table.answers.expected(max_tokens),
+            answer_tokens=answer_tokens,
             prompt_blocks=-(-num_tokens // size),
-            all_blocks=self.blocks_for(num_tokens, max_tokens),
+            all_blocks=-(-(num_tokens + answer_tokens) // size),
             uncached=uncached,
-            to_read=offer.to_read(uncached, num_tokens) if offer else uncached,
+            to_read=held.spread(lambda blocks: offer.to_read(lacks(blocks), num_tokens)) if offer else uncached,
             chances=self._index.chances(),
         )
 
@@ -283,24 +283,28 @@ class Router:
             names = ", ".join(self._table.deployed(stage)) or "none"
             raise TandemError("worker_lost", f"no {stage} worker is ready (deployed: {names}); try again shortly")
         whole = self._choose("generate", bar, costs)
-        return self._plan(costs.request, hashes, choose_way(None, self._whole(costs, whole)), whole=whole)
+        return self._plan(costs.request, hashes, choose_way(None, self._whole(costs, whole)), None, None, whole)
 
     def _plan(
         self,
         request: Request,
         hashes: Sequence[int],
         verdict: Verdict,
+        prefill: Choice | None,
+        decode: Choice | None,
+        whole: Choice | None,
         lender: Offer | None = None,
-        **choices: Choice | None,
     ) -> Plan:
         return Plan(
             request=request,
             hashes=hashes,
             verdict=verdict,
+            prefill=prefill,
+            decode=decode,
+            whole=whole,
+            lender=lender,
             names=self._table.names,
             policy=self._routing.policy,
-            lender=lender,
-            **choices,
         )
 
     def _held_up(self, waiting: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -65,6 +66,8 @@ class WorkerTable:
         self._free: list[int] = []
         self._workers: list[WorkerState] = []
         self._typical, self.answers = Speeds(), AnswerLengths()
+        self.tokens_per_byte = math.inf
+        """Of prompts, as many as are read in the time that a byte of KV takes to come from elsewhere."""
         self._usable: Flags = np.zeros(0, np.bool_)
         self._paired: Flags = np.zeros((0, 0), np.bool_)
         self._bars: dict[object, Numbers | None] = {}
@@ -193,14 +196,6 @@ class WorkerTable:
         used, share = self.used_share, self.block_share
         return used.item(used.argmax()) + blocks * share.item(share.argmax()) <= 1.0
 
-    def borrow_share(self, token_bytes: float) -> float:
-        """Of the time that a prompt's token takes to be read, what its KV takes to come from elsewhere; 1 where that is
-        no less, or not known."""
-        prefill, pull = self._typical.prefill, self._typical.pull
-        if not (prefill.known and pull.known):
-            return 1.0
-        return min(1.0, token_bytes * pull.value / prefill.token_s)
-
     def is_paired(self, one: int, other: int) -> bool:
         """Whether KV can move between these two."""
         return bool(self._paired[one, other])
@@ -227,20 +222,24 @@ class WorkerTable:
         """Bring up to date what follows from what a worker has in hand."""
         if worker is not self._workers[place]:
             return  # removed since
-        requests, blocks = worker.requests, worker.blocks_total
+        requests = worker.requests
         if (requests > 0) != (self.in_hand.item(place) > 0):
             self._busy_shares.clear()
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
-        self.in_hand[place], self.stalled[place] = requests, requests or 1
+        self.in_hand[place] = requests
+        self.stalled[place] = requests or 1
         self.batch_share[place] = (requests + 1) / worker.largest_batch
-        self.used_share[place] = worker.blocks / blocks if blocks else 0.0
+        self.used_share[place] = worker.blocks / worker.blocks_total if worker.blocks_total else 0.0
 
     def _write_speeds(self, place: int) -> None:
         worker = self._workers[place]
         self.prefill_s[place], self.pull_s[place] = worker.prefill_s, worker.pull_s
         self.prefill_more_s[place], self.prefill_step_s[place] = worker.prefill_more_s, worker.prefill_step_s
         self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0
+        prefill, pull = self._typical.prefill, self._typical.pull
+        if prefill.known and pull.known:
+            self.tokens_per_byte = pull.value / prefill.token_s
 
 
 def _bar_of(flags: Flags) -> Numbers | None:

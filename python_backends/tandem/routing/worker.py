@@ -58,7 +58,10 @@ class WorkerState:
         """Per prefill step; 0 where none was measured."""
         self.pull_s = PULL_S
         """Per byte of KV from another worker."""
-        self._own, self._sent, self._others = Amounts(), Amounts(), Amounts()
+        self.requests = self.tokens = self.blocks = 0
+        """In hand, this router's and others': requests, uncached prompt tokens that are still to be read, and KV blocks
+        that are taken, or will be as answers grow."""
+        self._own, self._sent = Amounts(), Amounts()
         self._load = Load()
         self._speeds, self._typical, self._answers = Speeds(), typical, answers
         self._step_s = STEP_S  # divided by (largest batch + batches it was measured in)
@@ -67,24 +70,9 @@ class WorkerState:
     # -------------------------------------------------------------- what is known
 
     @property
-    def requests(self) -> int:
-        """In hand."""
-        return self._own.requests + self._others.requests
-
-    @property
     def own_requests(self) -> int:
-        """Of those, this router's."""
+        """Of those in hand, this router's."""
         return self._own.requests
-
-    @property
-    def tokens(self) -> int:
-        """Uncached prompt tokens that are still to be read."""
-        return self._own.tokens + self._others.tokens
-
-    @property
-    def blocks(self) -> int:
-        """KV blocks taken, or to be taken as answers grow."""
-        return self._own.blocks + self._others.blocks
 
     def step_s(self, sequences: int) -> float:
         """Of a decode step with so many sequences, foretold from the measured steps: in a full batch one is taken to be
@@ -100,7 +88,7 @@ class WorkerState:
 
     def end(self) -> None:
         """The worker is gone, and with it what others had there. This router's own part is ended request by request."""
-        self._others = Amounts()
+        self._hold()
         self._changed(self)
 
     def report(self, load: Load) -> None:
@@ -109,7 +97,7 @@ class WorkerState:
         self._typical.update(self._load, load)
         self._load, sent = load, self._sent
         blocks = load.blocks_used + math.ceil(self._answers.share * load.blocks_wanted)
-        self._others = Amounts(
+        self._hold(
             max(0, load.queued + load.running - sent.requests),
             max(0, load.queued_tokens - sent.tokens),
             max(0, blocks - sent.blocks),
@@ -121,6 +109,11 @@ class WorkerState:
         step_s = _measured(self._speeds.step, self._typical.step, STEP_S)
         self._step_s = step_s / (self.largest_batch + batch)
         self._changed(self)
+
+    def _hold(self, requests: int = 0, tokens: int = 0, blocks: int = 0) -> None:
+        """So much of others is in hand, beside this router's own part."""
+        own = self._own
+        self.requests, self.tokens, self.blocks = own.requests + requests, own.tokens + tokens, own.blocks + blocks
 
     def _measure_prefill(self) -> None:
         typical = self._typical.prefill
@@ -136,12 +129,12 @@ class WorkerState:
         """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
         return Booking(self, tokens, blocks)
 
-    def _count(self, requests: int, tokens: int, blocks: int, *, own: bool, sent: bool) -> None:
-        if own:
-            self._own.add(requests, tokens, blocks)
-            self._changed(self)
-        if sent:
-            self._sent.add(requests, tokens, blocks)
+    def _count(self, requests: int, tokens: int, blocks: int) -> None:
+        self._own.add(requests, tokens, blocks)
+        self.requests += requests
+        self.tokens += tokens
+        self.blocks += blocks
+        self._changed(self)
 
 
 class Booking:
@@ -152,25 +145,30 @@ class Booking:
     def __init__(self, worker: WorkerState, tokens: int, blocks: int) -> None:
         self._worker, self._tokens, self._blocks = worker, tokens, blocks
         self._sent = self._ended = False
-        worker._count(1, tokens, blocks, own=True, sent=False)
+        worker._count(1, tokens, blocks)
 
     def send(self) -> None:
         """The worker has got the request, and counts it in its reports from now on."""
         if not (self._sent or self._ended):
             self._sent = True
-            self._worker._count(1, self._tokens, self._blocks, own=False, sent=True)
+            self._worker._sent.add(1, self._tokens, self._blocks)
 
     def read(self) -> None:
         """The prompt has been read: the first token is there."""
         if self._tokens and not self._ended:
-            self._worker._count(0, -self._tokens, 0, own=True, sent=self._sent)
+            self._take(0, self._tokens, 0)
             self._tokens = 0
 
     def end(self) -> None:
         """The worker has nothing of the request any more; may be called again."""
         if not self._ended:
             self._ended = True
-            self._worker._count(-1, -self._tokens, -self._blocks, own=True, sent=self._sent)
+            self._take(1, self._tokens, self._blocks)
+
+    def _take(self, requests: int, tokens: int, blocks: int) -> None:
+        self._worker._count(-requests, -tokens, -blocks)
+        if self._sent:
+            self._worker._sent.add(-requests, -tokens, -blocks)
 
 
 def _measured(mean: Mean, typical: Mean, guess: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,18 +129,12 @@ def test_the_lender_is_told_of() -> None:
     assert ", 0 of 641 tokens cached and 640 held by prefill_0, which lends them; decode on" in one_line(plan)
 
 
-@given(
-    st.integers(1, 500),
-    st.integers(0, 500),
-    st.floats(0.0, 0.99),
-    st.lists(st.integers(0, 500), min_size=1, max_size=9),
-)
-def test_borrowing_never_costs_more_than_reading(tokens: int, offered: int, share: float, held: list[int]) -> None:
+@given(st.integers(1, 500), st.integers(0, 500), st.floats(0.0, 0.99), st.integers(0, 500))
+def test_borrowing_never_costs_more_than_reading(tokens: int, offered: int, share: float, held: int) -> None:
     """And it is what is read, and what comes from elsewhere at its price."""
     offer = Offer(place=0, tokens=min(offered, tokens), share=share)
-    uncached = np.array([float(tokens - min(h, tokens)) for h in held])
-    to_read = offer.to_read(uncached, tokens)
-    for all_of_it, left in zip(uncached.tolist(), to_read.tolist(), strict=True):
-        lent = max(0.0, all_of_it - (tokens - offer.tokens))
-        assert left == pytest.approx(all_of_it - lent + share * lent)
-        assert offer.gain(all_of_it, tokens) <= all_of_it - left + 1e-9
+    uncached = float(tokens - min(held, tokens))
+    left = offer.to_read(uncached, tokens)
+    lent = max(0.0, uncached - (tokens - offer.tokens))
+    assert left == pytest.approx(uncached - lent + share * lent)
+    assert offer.gain(uncached, tokens) <= uncached - left + 1e-9

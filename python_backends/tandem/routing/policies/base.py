@@ -10,7 +10,7 @@ from tandem.routing.cost import Cost, Costs, Task
 from tandem.routing.table import Numbers, WorkerTable
 
 
-class Candidates(msgspec.Struct, frozen=True):
+class Candidates(msgspec.Struct, frozen=True, gc=False):
     """The workers that can take a request for a task now."""
 
     task: Task
@@ -25,7 +25,7 @@ class Candidates(msgspec.Struct, frozen=True):
         return (self.bar == 0.0).nonzero()[0].tolist()  # type: ignore[no-any-return]
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """A worker, and why it was that one."""
 
     place: int

@@ -26,10 +26,11 @@ class KvPolicy:
         cost = candidates.costs.of(candidates.task)
         total = cost.total + candidates.bar
         best = int(total.argmin())
-        places = (total <= (1.0 + self._spread) * total.item(best)).nonzero()[0]
-        if len(places) > 1 and candidates.task != "decode":  # never give up a cache hit for the sake of chance
-            uncached = candidates.costs.request.uncached[places]
-            places = places[uncached <= candidates.costs.request.uncached.item(best)]
+        near = total <= (1.0 + self._spread) * total.item(best)
+        if candidates.task != "decode":  # never give up a cache hit for the sake of chance
+            uncached = candidates.costs.request.uncached
+            near &= uncached <= uncached.item(best)
+        places = near.nonzero()[0]
         count = len(places)
         if count == 1:
             return Choice(best, "least cost", cost, candidates.bar, best)
