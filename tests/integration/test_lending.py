@@ -90,6 +90,26 @@ def many() -> Iterator[TritonServer]:
         yield running
 
 
+def test_two_workers_keep_more_prompts_than_either_has_room_for() -> None:
+    """Twenty-four prompts in turn, of which eighteen fit into one worker's memory: by itself it would have lost each by
+    the time that it comes again."""
+    plain = override(load_deployment(SIM), http_port=0, grpc_port=0, metrics_port=0)
+    workers = [msgspec.structs.replace(w, kv_memory="792MiB") for w in plain.worker]  # 396 blocks of 16 tokens
+    routing = msgspec.structs.replace(plain.routing, conditional_disaggregation=False)
+    codec = TextCodec(Path(plain.model.path))
+    turns = [make_turn(codec, seed=9500 + n, tokens=340) | {"max_tokens": 4} for n in range(24)]
+    with TritonServer(msgspec.structs.replace(plain, worker=workers, routing=routing)) as server:
+        for again in (False, True):
+            answers = [ask_now(server.grpc_url, "llm", turn) for turn in turns]
+            for turn, answer in zip(turns, answers, strict=True):
+                check(turn, answer, codec)
+            found = sum(answer.facts["num_cached_tokens"] > 0 for answer in answers)
+            assert (found > 1) == again
+            for worker in ("prefill_0", "decode_0"):
+                until_known(server, worker)
+        assert_nothing_left(server)
+
+
 def borrowed(server: TritonServer) -> tuple[int, int]:
     """Tokens that prefill workers have borrowed, and times that they could not."""
     loads = [load_of(server, f"prefill_{n}") for n in range(2)]

@@ -45,6 +45,8 @@ def explain(
         if choice.task == "prefill" and used and explanation.lender:
             output.print(f"It borrows from {explanation.lender}, which holds {count(explanation.lent_tokens, 'token')}")
         output.print(table(choice))
+    if explanation.keeper:
+        output.print(f"\nThe {explanation.keeper} worker keeps the KV; the other one gives it up first")
 
 
 def table(choice: ExplainedChoice) -> Table:

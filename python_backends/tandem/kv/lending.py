@@ -38,11 +38,15 @@ OnDone = Callable[[PullResult], None]
 def lend(leases: LeaseTable, borrower: str, wanted: Borrow) -> Lent:
     """What there is of ``wanted``, under a lease in the name of the ``borrower``."""
     pool = leases.pool
-    blocks, digest = pool.lend(wanted.names, wanted.salt) if isinstance(pool, PrefixCache) else ([], b"")
+    nothing = Lent(correlation=wanted.correlation, lease_id=0, block_ids=[], digest=b"")
+    if not isinstance(pool, PrefixCache):
+        return nothing
+    blocks, digest = pool.lend(wanted.names, wanted.salt)
     if len(blocks) <= wanted.beyond:
         pool.free(blocks)
-        return Lent(correlation=wanted.correlation, lease_id=0, block_ids=[], digest=b"")
+        return nothing
     lease_id = leases.grant(f"{borrower}/{wanted.correlation}", blocks)
+    pool.make_spare(blocks)  # the borrower keeps them, or whom it hands them over to
     return Lent(correlation=wanted.correlation, lease_id=lease_id, block_ids=blocks, digest=digest)
 
 

@@ -5,13 +5,14 @@
       ├──────────────────────┘                           ▼
       └──────── when room is needed ────────── cached: nobody holds it, least recently used first
 
-Stored are whole blocks alone, under the names of ``tandem.kv.hashes``.
+Stored are whole blocks alone, under the names of ``tandem.kv.hashes``. Those that another worker keeps are spare: they
+go before all others do. What comes before a kept block in its chain is kept too.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ from tandem.messages import BlocksRemoved, BlocksStored, KvEvent
 class Chain:
     """The whole blocks of one sequence, which may grow at its end; each is named once, when it is asked for."""
 
-    def __init__(self, token_ids: Sequence[int], block_size: int, salt: str) -> None:
-        self._token_ids, self._block_size, self.salt = token_ids, block_size, salt
+    def __init__(self, token_ids: Sequence[int], block_size: int, salt: str, *, keeps: bool = True) -> None:
+        """Where not ``keeps``, the blocks that it adds to a cache are spare."""
+        self._token_ids, self._block_size, self.salt, self.keeps = token_ids, block_size, salt, keeps
         self._blocks: list[tuple[int, bytes]] = []
         self._digests: list[bytes] = []
 
@@ -75,6 +77,12 @@ class PrefixCache(BlockPool):
         self._by_block: dict[int, _Kept] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()
         """Named blocks that nobody holds, least recently used first."""
+        self._cached_spare: OrderedDict[int, None] = OrderedDict()
+        """The spare ones among such blocks."""
+        self._spare: set[int] = set()
+        """Named blocks that another worker keeps, held or not."""
+        self._followers: Counter[int | str] = Counter()
+        """By serial: how many named blocks that are not spare come next to it in chains."""
         self._serials = itertools.count(1)
         self._changes: list[KvEvent] = []
         self.on_change: Callable[[], None] | None = None
@@ -85,16 +93,17 @@ class PrefixCache(BlockPool):
     @property
     def free_count(self) -> int:
         """Blocks that nobody holds, cached ones included."""
-        return self._free + len(self._cached)
+        return self._free + self.cached
 
     @property
     def cached(self) -> int:
         """Blocks that nobody holds and that are kept for reuse."""
-        return len(self._cached)
+        return len(self._cached) + len(self._cached_spare)
 
     def reserve(self, chain: Chain, num_blocks: int, most_cached: int, leave: int = 0) -> tuple[list[int], int]:
         """Take ``num_blocks`` blocks for a sequence: first, shared, those of ``chain`` that are here, at most
-        ``most_cached``; then new ones, free blocks before the least recently used cached ones. ``leave`` more stay.
+        ``most_cached``; then new ones, free blocks before cached ones: spare ones, then the least recently used.
+        ``leave`` more stay.
 
         Returns:
             The ids in the order of the sequence, and how many of them hold its KV already.
@@ -105,18 +114,20 @@ class PrefixCache(BlockPool):
         with self._lock:
             found = self._find(chain, most_cached)
             fresh = num_blocks - len(found)
-            room = self.free_count - sum(block in self._cached for block in found)
+            room = self.free_count - sum(block in self._cached or block in self._cached_spare for block in found)
             if fresh + leave > room:
                 raise OutOfBlocks(fresh + leave, room, self.num_blocks)
             for block in found:
                 self._hold(block)
+                if chain.keeps:
+                    self._keep(self._by_block[block])
             return found + self._allocate(fresh), len(found)
 
     def store(self, chain: Chain, block_ids: list[int], first: int, end: int) -> None:
         """Name the blocks ``first`` to ``end`` of a sequence, whose KV is complete and changes no more.
 
         Where the same block is here already, the caller's is freed, and the other one, held for the caller, takes its
-        place in ``block_ids``.
+        place in ``block_ids``. A block that is kept stays so, whoever else has it as a spare one.
         """
         if not self._enabled:
             return
@@ -136,9 +147,12 @@ class PrefixCache(BlockPool):
                     else:
                         self._unname(kept)
                     digest = chain.digest(i) if self.on_evict else b""
-                    kept = self._name(_Kept(block_ids[i], name, tokens, before, next(self._serials), digest))
+                    kept = _Kept(block_ids[i], name, tokens, before, next(self._serials), digest)
+                    self._name(kept)
                 else:
                     block_ids[i] = self._swap(block_ids[i], kept.block)
+                if chain.keeps:
+                    self._keep(kept)
                 before = kept.serial
             if new:
                 self._changes.append(BlocksStored(hashes=new))
@@ -162,13 +176,24 @@ class PrefixCache(BlockPool):
             digest = digest_block(digest, kept.tokens, salt)
         return [kept.block for kept in lent], digest or b""
 
+    def make_spare(self, block_ids: Sequence[int]) -> None:
+        """Another worker is about to keep these, the blocks of a chain that were lent to it: from their end they become
+        spare, up to one that others hold too, or that a kept block follows."""
+        with self._lock:
+            for block in reversed(block_ids):
+                kept = self._by_block.get(block)
+                if kept is None or self._holders[block] > 1 or self._followers[kept.serial]:
+                    return
+                self._unkeep(kept)
+
     def oldest_idle(self, count: int, known: Callable[[bytes], bool]) -> list[tuple[int, int, bytes]]:
         """The blocks that are to be given up next, until with the free ones there are ``count``, but for those whose
         digest is ``known``: block, serial, digest. Nobody holds them: their bytes were not written to meanwhile if
         they are ``is_still`` there after they were read.
         """
         with self._lock:
-            oldest = [self._by_block[b] for b in itertools.islice(self._cached, max(0, count - self._free))]
+            idle = itertools.chain(self._cached_spare, self._cached)
+            oldest = [self._by_block[b] for b in itertools.islice(idle, max(0, count - self._free))]
         return [(kept.block, kept.serial, kept.digest) for kept in oldest if not known(kept.digest)]
 
     def is_still(self, block: int, serial: int) -> bool:
@@ -198,6 +223,7 @@ class PrefixCache(BlockPool):
 
     def _hold(self, block: int) -> None:
         self._cached.pop(block, None)
+        self._cached_spare.pop(block, None)
         self._holders[block] += 1
 
     def _swap(self, own: int, other: int) -> int:
@@ -208,20 +234,42 @@ class PrefixCache(BlockPool):
             self._release([own])
         return other
 
-    def _name(self, kept: _Kept) -> _Kept:
+    def _name(self, kept: _Kept) -> None:
         self._by_name[kept.name] = self._by_block[kept.block] = kept
-        return kept
+        self._spare.add(kept.block)
+
+    def _keep(self, kept: _Kept) -> None:
+        """A named block is not spare, or not any more."""
+        if kept.block in self._spare:
+            self._spare.remove(kept.block)
+            self._followers[kept.before] += 1
+
+    def _unkeep(self, kept: _Kept) -> None:
+        """A named block is spare, or about to lose its name."""
+        if kept.block not in self._spare:
+            self._spare.add(kept.block)
+            self._followers[kept.before] -= 1
+            if not self._followers[kept.before]:
+                del self._followers[kept.before]
+
+    def _forget(self, kept: _Kept) -> None:
+        self._unkeep(kept)
+        self._spare.remove(kept.block)
+        del self._by_name[kept.name], self._by_block[kept.block]
 
     def _unname(self, kept: _Kept) -> None:
         """The name goes to another block: a chain that was broken came back whole, or two texts share a name."""
-        del self._by_name[kept.name], self._by_block[kept.block]
-        if kept.block in self._cached:
-            del self._cached[kept.block]
-            self._give_all([kept.block])
+        self._forget(kept)
+        for idle in (self._cached, self._cached_spare):
+            if kept.block in idle:
+                del idle[kept.block]
+                self._give_all([kept.block])
 
     def _release(self, blocks: list[int]) -> None:
         """Named blocks stay, the end of a chain to be evicted before its start."""
-        self._cached.update(dict.fromkeys(block for block in reversed(blocks) if block in self._by_block))
+        for block in reversed(blocks):
+            if block in self._by_block:
+                (self._cached_spare if block in self._spare else self._cached)[block] = None
         super()._release([block for block in blocks if block not in self._by_block])
         if self.on_change:
             self.on_change()
@@ -236,12 +284,13 @@ class PrefixCache(BlockPool):
         return super()._allocate(n)
 
     def _evict(self, n: int) -> None:
-        blocks = [self._cached.popitem(last=False)[0] for _ in range(n)]
-        kept = [self._by_block.pop(block) for block in blocks]
-        gone = [one.name for one in kept]
-        for name in gone:
-            del self._by_name[name]
-        if self.on_evict:
-            self.on_evict([one.digest for one in kept])
-        self._give_all(sorted(blocks))
-        self._changes.append(BlocksRemoved(hashes=gone))
+        spare = [self._cached_spare.popitem(last=False)[0] for _ in range(min(n, len(self._cached_spare)))]
+        others = [self._cached.popitem(last=False)[0] for _ in range(n - len(spare))]
+        for blocks in filter(None, (spare, others)):
+            gone = [self._by_block[block] for block in blocks]
+            for kept in gone:
+                self._forget(kept)
+            if self.on_evict:
+                self.on_evict([kept.digest for kept in gone])
+            self._changes.append(BlocksRemoved(hashes=[kept.name for kept in gone], spare=blocks is spare))
+        self._give_all(sorted(spare + others))

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Of lanes and of what workers say of themselves; those that differ refuse each other when they meet."""
 
 StageName = Literal["prefill", "decode"]

@@ -15,6 +15,8 @@ class BlocksRemoved(Message, tag="removed", frozen=True, kw_only=True):
     """These blocks are gone; those that follow them in a chain may still be there, but are of no use."""
 
     hashes: list[int]
+    spare: bool = False
+    """Another worker keeps them: that they went says nothing of how long this one keeps others."""
 
 
 KvEvent = BlocksStored | BlocksRemoved

@@ -119,7 +119,12 @@ class Attempt:
             self._limit(self._deadlines.prefill_s, "limits.prefill_timeout_s: no first token")
             return await self.more()
         self.step = f"in prefill on {self.first_worker}"
-        work = Prefill(request_id=self._work_id("prefill"), **self._work(), lender=self._lender)
+        work = Prefill(
+            request_id=self._work_id("prefill"),
+            **self._work(),
+            lender=self._lender,
+            keeps=self.plan.keeps("prefill"),
+        )
         await self._submit("prefill", self._first, work)
         self._limit(self._deadlines.prefill_s, "limits.prefill_timeout_s: no first token")
         events: list[EngineEvent] = []
@@ -132,7 +137,8 @@ class Attempt:
         the prefill worker is the attempt's end too."""
         self.step = f"in decode on {self.decode_worker}"
         self._replay = output_ids
-        work = Decode(request_id=self._work_id("decode"), handle=handle, **self._work())
+        keeps = self.plan.keeps("decode")
+        work = Decode(request_id=self._work_id("decode"), handle=handle, **self._work(), keeps=keeps)
         await self._submit("decode", self._decode, work)
         self._limit(self._deadlines.handover_s, "kv.lease_s + kv.transfer_timeout_s: decode has not got the KV")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tandem.messages import StageName
 from tandem.routing.cost import Task
 from tandem.routing.disaggregation import Way
 from tandem.routing.policies.base import Choice
@@ -45,6 +46,8 @@ class Explanation(msgspec.Struct, frozen=True):
     """Whom the prefill worker borrows from."""
     lent_tokens: int = 0
     """Of the prompt: those whose KV the lender holds."""
+    keeper: StageName | None = None
+    """The stage whose worker keeps the KV; None: each keeps what it has."""
 
 
 def explain(plan: Plan) -> Explanation:
@@ -58,6 +61,7 @@ def explain(plan: Plan) -> Explanation:
     return Explanation(
         lender=lender,
         lent_tokens=lent_tokens,
+        keeper=plan.keeper,
         policy=plan.policy,
         way=plan.verdict.way,
         reason=plan.verdict.reason,
@@ -76,7 +80,8 @@ def one_line(plan: Plan) -> str:
         assert plan.decode is not None
         lent = f" and {plan.loan[1]} held by {plan.loan[0]}, which lends them" if plan.loan else ""
         chosen = f"{_words(plan, 'prefill', plan.prefill)}{lent}; {_words(plan, 'decode', plan.decode)}"
-    return f"{chosen}; {plan.verdict.way}: {plan.verdict.reason}"
+    kept = f"; kept in {plan.keeper}" if plan.keeper else ""
+    return f"{chosen}; {plan.verdict.way}: {plan.verdict.reason}{kept}"
 
 
 def _words(plan: Plan, task: Task, choice: Choice) -> str:

@@ -16,7 +16,7 @@ from itertools import repeat
 import msgspec
 import numpy as np
 
-from tandem.messages import BlocksStored, KvReport
+from tandem.messages import BlocksRemoved, BlocksStored, KvReport
 from tandem.routing.reports import ReportCursor
 from tandem.routing.reuse import Chances, Reuse
 from tandem.routing.table import Numbers
@@ -116,7 +116,7 @@ class PrefixIndex:
             if isinstance(event, BlocksStored):
                 self._store(worker, event.hashes)
             else:
-                self._remove(worker, place, event.hashes)
+                self._remove(worker, place, event)
         if before:  # a snapshot does not say how old its blocks are
             worker.blocks.update((name, before[name]) for name in before.keys() & worker.blocks.keys())
 
@@ -127,9 +127,11 @@ class PrefixIndex:
             for name in hashes:
                 worker.expected.pop(name, None)
 
-    def _remove(self, worker: _Worker, place: int, hashes: Sequence[int]) -> None:
-        used = map(worker.blocks.pop, hashes, repeat(-math.inf))
-        self._reuse.evicted(place, max(used, default=-math.inf))
+    def _remove(self, worker: _Worker, place: int, event: BlocksRemoved) -> None:
+        hashes = event.hashes
+        used = max(map(worker.blocks.pop, hashes, repeat(-math.inf)), default=-math.inf)
+        if not event.spare:
+            self._reuse.evicted(place, used)
         self._drop(worker, hashes)
         if worker.expected:
             for name in hashes:

@@ -14,6 +14,7 @@ from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request, Task
 from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
 from tandem.routing.index import Held, PrefixIndex
+from tandem.routing.keeping import Keeping
 from tandem.routing.lending import LEAST_GAIN_S, Offer
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.registry import make_policy
@@ -37,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The worker that would do both stages; None where that was not weighed."""
     lender: Offer | None = None
     """Who lends the prefill worker what it lacks; None: nobody, it computes."""
+    keeper: StageName | None = None
+    """Which of two workers keeps the KV; None: each for itself."""
     names: Sequence[str]
     policy: str
 
@@ -56,6 +59,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         assert self.prefill is not None
         assert self.decode is not None
         return self.names[self.prefill.place], self.names[self.decode.place]
+
+    def keeps(self, stage: StageName) -> bool:
+        """Whether this stage's worker is to keep the KV."""
+        return self.keeper in (None, stage)
 
     @property
     def loan(self) -> tuple[str, int] | None:
@@ -100,6 +107,7 @@ class Router:
         self._routing = routing
         self._block_size = block_size
         self._policy = make_policy(routing, seed)
+        self._keeping = Keeping(seed)
         self._table = WorkerTable()
         self._index = PrefixIndex()
         self._places: dict[str, int] = {}
@@ -204,8 +212,10 @@ class Router:
         if self._routing.conditional_disaggregation and table.has_measured_prefill:
             whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
         verdict = choose_way(self._split(costs, prefill, decode, waiting), self._whole(costs, whole))
-        lender = self._choose_lender(costs, offer, prefill.place) if offer and verdict.way == "split" else None
-        return self._plan(request, hashes, verdict, prefill, decode, whole, lender)
+        is_split = verdict.way == "split"
+        lender = self._choose_lender(costs, offer, prefill.place) if offer and is_split else None
+        keeper = self._keeping.draw(table, now) if self._lends and is_split else None
+        return self._plan(request, hashes, verdict, prefill, decode, whole, lender, keeper)
 
     def room(self, kv_share: float, waiting: int) -> Room | None:
         """How much more the workers can take at once, ``waiting`` requests being there that wait for it; None where
@@ -294,6 +304,7 @@ class Router:
         decode: Choice | None,
         whole: Choice | None,
         lender: Offer | None = None,
+        keeper: StageName | None = None,
     ) -> Plan:
         return Plan(
             request=request,
@@ -303,6 +314,7 @@ class Router:
             decode=decode,
             whole=whole,
             lender=lender,
+            keeper=keeper,
             names=self._table.names,
             policy=self._routing.policy,
         )

@@ -196,6 +196,14 @@ class WorkerTable:
         used, share = self.used_share, self.block_share
         return used.item(used.argmax()) + blocks * share.item(share.argmax()) <= 1.0
 
+    def idle_blocks(self, stage: StageName) -> float:
+        """KV blocks of a stage's workers that no request holds, or will as answers grow."""
+        bar = self.bar(stage)
+        if bar is None:
+            return 0.0
+        known = (bar == 0.0) & (self.block_share > 0.0)
+        return float((np.maximum(1.0 - self.used_share[known], 0.0) / self.block_share[known]).sum())
+
     def is_paired(self, one: int, other: int) -> bool:
         """Whether KV can move between these two."""
         return bool(self._paired[one, other])

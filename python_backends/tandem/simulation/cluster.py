@@ -55,6 +55,8 @@ class _Request:
     route: Route = field(init=False)
     places: dict[str, int] = field(default_factory=dict)
     """Of its workers, by stage."""
+    keeps: bool = True
+    """Whether the decode worker keeps its KV."""
     last_token_at: float | None = None
 
 
@@ -183,17 +185,17 @@ class Cluster:
         arrival, now = request.arrival, self._clock.now
         waiting = len(self._admission.queue) if self._admission else 0
         plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now, waiting=waiting)
-        request.route = route = self._router.commit(plan, now)
+        request.route, request.keeps = self._router.commit(plan, now), plan.keeps("decode")
         names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
         request.places = {stage: self._places[name] for stage, name in names.items() if name is not None}
         self._requests[arrival.request_id] = request
         self._tally.prompt_tokens += arrival.num_tokens
-        if route.prefill is None:
+        if request.route.prefill is None:
             self._tally.whole += 1
             self._send("decode", request, Generate(**self._fields(request)))
         else:
             lender = Lender(worker_id=plan.loan[0], num_tokens=plan.loan[1]) if plan.loan else None
-            self._send("prefill", request, Prefill(**self._fields(request), lender=lender))
+            self._send("prefill", request, Prefill(**self._fields(request), lender=lender, keeps=plan.keeps("prefill")))
 
     def _fields(self, request: _Request) -> dict[str, Any]:
         arrival = request.arrival
@@ -284,7 +286,7 @@ class Cluster:
         if event.handle is None:
             self._end(request, None)
         else:
-            self._send("decode", request, Decode(**self._fields(request), handle=event.handle))
+            self._send("decode", request, Decode(**self._fields(request), handle=event.handle, keeps=request.keeps))
 
     def _end(self, request: _Request, failure: str | None) -> None:
         del self._requests[request.arrival.request_id]

@@ -15,7 +15,7 @@ from tandem.kv.blocks import OutOfBlocks
 from tandem.kv.hashes import hash_block, hash_blocks
 from tandem.kv.leases import LeaseTable
 from tandem.kv.prefix_cache import Chain, PrefixCache
-from tandem.messages import BlocksStored
+from tandem.messages import BlocksRemoved, BlocksStored
 
 SIZE = 2
 """Tokens per block."""
@@ -26,9 +26,9 @@ Content = tuple[str, tuple[int, ...]]
 class Holder:
     """A sequence with its blocks, or a lease on them."""
 
-    def __init__(self, salt: str, tokens: list[int], pool: PrefixCache, num_blocks: int) -> None:
+    def __init__(self, salt: str, tokens: list[int], pool: PrefixCache, num_blocks: int, *, keeps: bool = True) -> None:
         self.salt, self.tokens = salt, tokens
-        self.chain = Chain(tokens, SIZE, salt)
+        self.chain = Chain(tokens, SIZE, salt, keeps=keeps)
         self.blocks, self.stored = pool.reserve(self.chain, num_blocks, (len(tokens) - 1) // SIZE)
 
     def content(self, i: int) -> Content:
@@ -49,19 +49,22 @@ class CacheAgainstModel(RuleBasedStateMachine):
         self.names: dict[int, Content] = {}
         """By what the changes say."""
         self.idle: list[int] = []
-        """Blocks that keep their content with no holder, the next to be evicted first."""
+        """Blocks that keep their content with no holder, in the order in which they lost it."""
+        self.spare: set[int] = set()
+        """Blocks that none of those who had them was to keep."""
 
     @rule(
         salt=st.sampled_from(["", "tenant"]),
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9),
         more=st.integers(0, 5),
+        keeps=st.booleans(),
     )
-    def reserve(self, salt: str, tokens: list[int], more: int) -> None:
+    def reserve(self, salt: str, tokens: list[int], more: int, keeps: bool) -> None:
         needed = -(-(len(tokens) + more) // SIZE)
         free = self.pool.num_blocks - len(self.held())
         cached = self.pool.cached
         try:
-            holder = Holder(salt, tokens, self.pool, needed)
+            holder = Holder(salt, tokens, self.pool, needed, keeps=keeps)
         except OutOfBlocks:
             assert needed > free - cached, "refused, though there was room without any sharing"
             assert self.pool.used == len(self.held())
@@ -72,16 +75,22 @@ class CacheAgainstModel(RuleBasedStateMachine):
             assert self.written[block] == holder.content(i), "KV of another text"
         assert not self.held() & set(fresh), "a block in two hands"
         self.idle = [block for block in self.idle if block not in shared]
+        self.spare -= set(shared if keeps else [])
         self.check_eviction([block for block in fresh if block in self.idle])
         self.written.update(dict.fromkeys(fresh))
         self.holders.append(holder)
 
     def check_eviction(self, evicted: list[int]) -> None:
-        """Only when nothing else is free, and the least recently used."""
+        """Only when nothing else is free, and those that come first."""
         if evicted:
             assert self.pool.free_count == self.pool.cached
-        assert set(evicted) == set(self.idle[: len(evicted)])
-        self.idle = self.idle[len(evicted) :]
+        assert set(evicted) == set(self.in_order()[: len(evicted)])
+        self.idle = [block for block in self.idle if block not in evicted]
+        self.spare -= set(evicted)
+
+    def in_order(self) -> list[int]:
+        """Idle blocks, the next to be evicted first."""
+        return sorted(self.idle, key=lambda block: block not in self.spare)
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
@@ -101,6 +110,11 @@ class CacheAgainstModel(RuleBasedStateMachine):
             assert self.written[block] == holder.content(i)
         self.idle = [b for b in self.idle if b not in holder.blocks]
         assert before[: holder.stored] == holder.blocks[: holder.stored]
+        new = {b for b, a in zip(before[holder.stored : end], holder.blocks[holder.stored :], strict=False) if a == b}
+        if holder.chain.keeps:
+            self.spare -= set(holder.blocks)
+        else:
+            self.spare |= new
         holder.stored = end
 
     @precondition(lambda self: self.holders)
@@ -121,10 +135,26 @@ class CacheAgainstModel(RuleBasedStateMachine):
                 self.pool.free([*held, block])
         self.idle += [block for block in reversed(holder.blocks[: holder.stored]) if block not in held]
 
+    @rule(salt=st.sampled_from(["", "tenant"]), tokens=st.lists(st.integers(0, 1), min_size=SIZE, max_size=9))
+    def lend(self, salt: str, tokens: list[int]) -> None:
+        """What goes elsewhere is spare but for what others hold, and what comes before a block that is not spare."""
+        chain = Chain(tokens, SIZE, salt)
+        lent, _ = self.pool.lend([chain[i][0] for i in range(len(tokens) // SIZE)], salt)
+        self.pool.make_spare(lent)
+        self.pool.free(lent)
+        held, named = self.held(), self.pool._by_block
+        self.idle = [b for b in self.idle if b not in lent] + [b for b in reversed(lent) if b not in held]
+        for block in reversed(lent):
+            after = {kept.block for kept in named.values() if kept.before == named[block].serial}
+            if block in held or after - self.spare:
+                break
+            self.spare.add(block)
+
     def forget_lost_names(self) -> None:
         """Where texts share names, a block can lose its own to another one, and is no longer kept."""
         if self.weak_names:
             self.idle = [block for block in self.idle if block in self.pool._by_block]
+            self.spare &= self.pool._by_block.keys()
 
     def held(self) -> set[int]:
         return {block for holder in self.holders for block in holder.blocks}
@@ -139,7 +169,8 @@ class CacheAgainstModel(RuleBasedStateMachine):
         assert self.pool.used == len(held)
         assert self.pool.free_count == self.pool.num_blocks - len(held)
         self.forget_lost_names()
-        assert list(self.pool._cached) == self.idle
+        assert [*self.pool._cached_spare, *self.pool._cached] == self.in_order()
+        assert self.pool._spare == self.spare
 
     @invariant()
     def changes_say_what_is_there(self) -> None:
@@ -195,16 +226,16 @@ TestCacheAgainstModel = CacheAgainstModel.TestCase
 TestWeakNames = WeakNames.TestCase
 
 
-def read(pool: PrefixCache, tokens: list[int], salt: str = "") -> Holder:
+def read(pool: PrefixCache, tokens: list[int], salt: str = "", *, keeps: bool = True) -> Holder:
     """A sequence whose whole blocks are computed and stored."""
-    holder = Holder(salt, tokens, pool, -(-len(tokens) // SIZE))
+    holder = Holder(salt, tokens, pool, -(-len(tokens) // SIZE), keeps=keeps)
     pool.store(holder.chain, holder.blocks, holder.stored, len(tokens) // SIZE)
     return holder
 
 
 def shared(pool: PrefixCache, tokens: list[int], salt: str = "") -> int:
     """Blocks that a sequence finds; it ends at once."""
-    holder = Holder(salt, tokens, pool, -(-len(tokens) // SIZE))
+    holder = Holder(salt, tokens, pool, -(-len(tokens) // SIZE), keeps=False)
     pool.free(holder.blocks)
     return holder.stored
 
@@ -282,6 +313,41 @@ def test_what_is_used_again_stays(pool: PrefixCache) -> None:
     assert shared(pool, [1, 1, 0]) == 1
     pool.free(pool.allocate(9))
     assert (shared(pool, [1, 1, 0]), shared(pool, [2, 2, 0])) == (1, 0)
+
+
+def test_what_another_worker_keeps_is_given_up_first(pool: PrefixCache) -> None:
+    pool.free(read(pool, [1, 1, 0]).blocks)
+    pool.free(read(pool, [2, 2, 0], keeps=False).blocks)
+    pool.take_changes()
+    pool.free(pool.allocate(9))
+    assert (shared(pool, [1, 1, 0]), shared(pool, [2, 2, 0])) == (1, 0)
+    assert pool.take_changes() == [BlocksRemoved(hashes=hash_blocks([2, 2], SIZE, ""), spare=True)]
+    pool.free(pool.allocate(10))
+    assert pool.take_changes() == [BlocksRemoved(hashes=hash_blocks([1, 1], SIZE, ""))]
+
+
+@pytest.mark.parametrize("first_keeps", [True, False])
+def test_who_keeps_a_block_keeps_it_for_all(pool: PrefixCache, first_keeps: bool) -> None:
+    for keeps in (first_keeps, not first_keeps):
+        pool.free(read(pool, [1, 1, 0], keeps=keeps).blocks)
+    pool.free(read(pool, [2, 2, 0], keeps=False).blocks)
+    pool.free(pool.allocate(9))
+    assert (shared(pool, [1, 1, 0]), shared(pool, [2, 2, 0])) == (1, 0)
+
+
+def test_what_was_lent_is_spare_up_to_where_others_follow(pool: PrefixCache) -> None:
+    """Two prompts that begin alike; the second one goes elsewhere."""
+    first, second = read(pool, [1, 1, 2, 2, 0]), read(pool, [1, 1, 3, 3, 0])
+    names = hash_blocks([1, 1, 3, 3], SIZE, "")
+    for holder in (second, first):
+        pool.free(holder.blocks)
+        lent, _ = pool.lend(names, "")
+        pool.make_spare(lent)
+        pool.free(lent)
+    pool.take_changes()
+    pool.free(pool.allocate(8))
+    assert pool.take_changes() == [BlocksRemoved(hashes=names[1:], spare=True)]
+    assert (shared(pool, [1, 1, 2, 2, 0]), shared(pool, [1, 1, 3, 3, 0])) == (2, 1)
 
 
 def test_a_chain_that_was_torn_is_found_when_it_is_whole_again(pool: PrefixCache) -> None:

@@ -64,6 +64,19 @@ def test_an_index_knows_how_old_the_blocks_are_that_its_workers_gave_up() -> Non
     assert 0.0 < first < second < 0.8
 
 
+def test_blocks_that_another_worker_keeps_do_not_tell_how_long_others_stay() -> None:
+    index = PrefixIndex()
+    index.add()
+    index.begin(0, 1)
+    index.take(0, 1, _report(1, BlocksStored(hashes=[1, 2])))
+    index.expire(10.0)
+    index.give(0, [1, 2], 2, 10.0, 11.0)
+    index.take(0, 1, _report(2, BlocksRemoved(hashes=[2], spare=True)))
+    index.expire(50.0)
+    assert index.chances().tolist() == [0.0]
+    assert index.held([1, 2]).spread(float).tolist() == [1.0]
+
+
 def test_a_snapshot_does_not_make_blocks_young() -> None:
     index = PrefixIndex()
     index.add()

@@ -47,7 +47,8 @@ class Sequence:
         """A new sequence for ``work``, at ``now`` of the monotonic clock."""
         token_ids = [*work.token_ids, *work.output_ids]
         lender = None if isinstance(work, Decode) else work.lender
-        return cls(work, now, block_size, token_ids, Chain(token_ids, block_size, work.salt), lender=lender)
+        chain = Chain(token_ids, block_size, work.salt, keeps=work.keeps)
+        return cls(work, now, block_size, token_ids, chain, lender=lender)
 
     @property
     def request_id(self) -> str:

@@ -18,6 +18,7 @@ from tests.unit.engines.conformance.harness import (
     make_work,
     tokens_of,
 )
+from tests.unit.engines.conformance.subjects import Subject
 
 BLOCK = 4
 
@@ -96,6 +97,22 @@ def test_the_least_recently_used_make_room_and_that_is_told(start: Callable[...,
         harness.until_idle()
     harness.until("blocks_cached", len(harness.cached))
     assert harness.load.blocks_cached <= harness.load.blocks_total
+
+
+def test_what_another_worker_keeps_makes_room_before_what_was_used_longer_ago(
+    start: Callable[..., Harness], subject: Subject
+) -> None:
+    """A library that does not tell whose blocks go keeps its own order."""
+    harness = start("decode_0", blocks=40)
+    kept, spare = (make_work(name, fresh_prompt(41, seed=200 + n)) for n, name in enumerate(("kept", "spare")))
+    answers = [tokens_of(harness.run(work)[0]) for work in (kept, changed(spare, keeps=False))]
+    harness.run(make_work("more", fresh_prompt(100, seed=202)))
+    (again,) = harness.run(changed(kept, request_id="again"))
+    (read_anew,) = harness.run(changed(spare, request_id="anew"))
+    if subject.moves_kv_itself:
+        assert cached_in(again) == 40
+        assert cached_in(read_anew) < 40
+    assert [tokens_of(again), tokens_of(read_anew)] == answers
 
 
 def _leading(names: list[int], cached: set[int]) -> int:
