@@ -159,7 +159,7 @@ def run_router_bench(rounds: int = 15, policy: str = "kv") -> RouterBenchReport:
 
 def _decide(scene: Scene, workers: int) -> float:
     """Decisions per second, with a steady number of requests under way."""
-    prompts, plans, under_way = scene.prompts(), list[Plan](), deque[Route]()
+    prompts, under_way, read = scene.prompts(), deque[tuple[Plan, Route]](), list[tuple[str, list[int]]]()
     router, most = scene.router, IN_HAND * workers
     began = time.process_time()
     for hashes in prompts:
@@ -167,18 +167,21 @@ def _decide(scene: Scene, workers: int) -> float:
         plan = router.plan(hashes, len(hashes) * BLOCK_SIZE + 1, 200, now)
         route = router.commit(plan, now)
         route.sent("prefill")
-        plans.append(plan)
-        under_way.append(route)
+        under_way.append((plan, route))
         if len(under_way) > most:
-            under_way.popleft().end()
+            read.append(_end(*under_way.popleft()))
     seconds = time.process_time() - began
-    for plan in plans:  # workers report what they have read, and then that it is gone again
-        reader, writer = plan.workers
-        new = list(plan.hashes[-NEW:])
-        scene.report(reader or writer, [BlocksStored(hashes=new), BlocksRemoved(hashes=new)])
-    for route in under_way:
-        route.end()
+    read += [_end(plan, route) for plan, route in under_way]
+    for name, new in read:  # workers report what they have read, and then that it is gone again
+        scene.report(name, [BlocksStored(hashes=new), BlocksRemoved(hashes=new)])
     return len(prompts) / seconds
+
+
+def _end(plan: Plan, route: Route) -> tuple[str, list[int]]:
+    """A request is over; returns who has read it, and the blocks that nobody had."""
+    route.end()
+    reader, writer = plan.workers
+    return reader or writer, list(plan.hashes[-NEW:])
 
 
 def _take_in(scene: Scene) -> float:
