@@ -235,6 +235,7 @@ class PrefixCache(BlockPool):
         return other
 
     def _name(self, kept: _Kept) -> None:
+        """Spare until somebody keeps it."""
         self._by_name[kept.name] = self._by_block[kept.block] = kept
         self._spare.add(kept.block)
 

@@ -2,7 +2,8 @@
 
 Every function weighs all workers at once; columns have shape [workers]. So short are they that the number of operations
 is what takes time: numbers among them are floats, the greatest is found by ``argmax``, sums are made in place, and what
-a cost is made of is worked out only when somebody asks.
+a cost is made of is worked out only when somebody asks. Structs of a decision refer to nothing that refers back, so the
+garbage collector need not look at them (``gc=False``).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Router:
         self._table = WorkerTable()
         self._index = PrefixIndex()
         self._places: dict[str, int] = {}
-        self._block_bytes = 0.0
+        self._block_bytes = 0
         self._lends = False
         """Whether workers lend each other what is in their caches, and it is asked for where that is."""
 
