@@ -25,7 +25,7 @@ class Chain:
     """The whole blocks of one sequence, which may grow at its end; each is named once, when it is asked for."""
 
     def __init__(self, token_ids: Sequence[int], block_size: int, salt: str, *, keeps: bool = True) -> None:
-        """Where not ``keeps``, the blocks that it adds to a cache are spare."""
+        """Where not ``keeps``, another worker does: its blocks in a cache are spare."""
         self._token_ids, self._block_size, self.salt, self.keeps = token_ids, block_size, salt, keeps
         self._blocks: list[tuple[int, bytes]] = []
         self._digests: list[bytes] = []
@@ -121,6 +121,8 @@ class PrefixCache(BlockPool):
                 self._hold(block)
                 if chain.keeps:
                     self._keep(self._by_block[block])
+            if not chain.keeps:
+                self._spare_end(found)
             return found + self._allocate(fresh), len(found)
 
     def store(self, chain: Chain, block_ids: list[int], first: int, end: int) -> None:
@@ -177,14 +179,10 @@ class PrefixCache(BlockPool):
         return [kept.block for kept in lent], digest or b""
 
     def make_spare(self, block_ids: Sequence[int]) -> None:
-        """Another worker is about to keep these, the blocks of a chain that were lent to it: from their end they become
-        spare, up to one that others hold too, or that a kept block follows."""
+        """Another worker is about to keep these, the blocks of a chain, which only the caller may hold: from their end
+        they become spare, up to one that others hold too, or that a kept block follows."""
         with self._lock:
-            for block in reversed(block_ids):
-                kept = self._by_block.get(block)
-                if kept is None or self._holders[block] > 1 or self._followers[kept.serial]:
-                    return
-                self._unkeep(kept)
+            self._spare_end(block_ids)
 
     def oldest_idle(self, count: int, known: Callable[[bytes], bool]) -> list[tuple[int, int, bytes]]:
         """The blocks that are to be given up next, until with the free ones there are ``count``, but for those whose
@@ -252,6 +250,13 @@ class PrefixCache(BlockPool):
             self._followers[kept.before] -= 1
             if not self._followers[kept.before]:
                 del self._followers[kept.before]
+
+    def _spare_end(self, block_ids: Sequence[int]) -> None:
+        for block in reversed(block_ids):
+            kept = self._by_block.get(block)
+            if kept is None or self._holders[block] > 1 or self._followers[kept.serial]:
+                return
+            self._unkeep(kept)
 
     def _forget(self, kept: _Kept) -> None:
         self._unkeep(kept)

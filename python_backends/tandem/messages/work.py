@@ -36,8 +36,8 @@ class Work(Message, frozen=True, kw_only=True):
     """Whom to borrow from, where that is quicker than to compute it. Whatever comes of it, the work is done. ``Decode``
     has a handle instead."""
     keeps: bool = True
-    """Whether the KV that it adds to the worker's prefix cache stays for as long as any that was used as lately; else
-    it is the first to go, since another worker keeps it."""
+    """Whether its KV stays in the worker's prefix cache for as long as any that was used as lately; else it is the
+    first to go, since another worker keeps it."""
 
 
 class Prefill(Work, tag="prefill", frozen=True, kw_only=True):

@@ -33,11 +33,13 @@ class Held(msgspec.Struct, frozen=True, gc=False):
     runs: list[tuple[int, int]]
     """Who holds equally many blocks, a bit for each, and how many; ascending."""
 
-    @property
-    def most(self) -> tuple[int, int]:
-        """One of those who hold most, and how many blocks; there must be one who holds any."""
+    def most(self, turn: int) -> tuple[int, int]:
+        """One of those who hold most, and how many blocks; there must be one who holds any. ``turn`` says which of the
+        first few: a next turn's may be another."""
         workers, blocks = self.runs[-1]
-        return workers.bit_length() - 1, blocks
+        for _ in range(turn % min(workers.bit_count(), FEW)):
+            workers &= workers - 1
+        return (workers & -workers).bit_length() - 1, blocks
 
     def spread(self, value: Callable[[int], float]) -> Numbers:
         """For each worker, the ``value`` of as many blocks as it holds; shape [places]."""

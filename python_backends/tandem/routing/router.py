@@ -4,6 +4,7 @@ time included, and asks nobody.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 
 import msgspec
@@ -108,6 +109,8 @@ class Router:
         self._block_size = block_size
         self._policy = make_policy(routing, seed)
         self._keeping = Keeping(seed)
+        self._turns = itertools.count(seed)
+        """So that of equal lenders not always the same one is asked."""
         self._table = WorkerTable()
         self._index = PrefixIndex()
         self._places: dict[str, int] = {}
@@ -251,7 +254,7 @@ class Router:
         share = self._table.tokens_per_byte * self._block_bytes / size
         if not held.runs or share >= 1.0:
             return None
-        place, most = held.most
+        place, most = held.most(next(self._turns))
         tokens = size * min(self._index.reported(place, hashes, most), (num_tokens - 1) // size)
         offer = Offer(place=place, tokens=tokens, share=share)
         return offer if offer.gain(num_tokens, num_tokens) * self._table.prefill_s.item(place) >= LEAST_GAIN_S else None

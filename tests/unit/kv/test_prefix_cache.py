@@ -75,7 +75,10 @@ class CacheAgainstModel(RuleBasedStateMachine):
             assert self.written[block] == holder.content(i), "KV of another text"
         assert not self.held() & set(fresh), "a block in two hands"
         self.idle = [block for block in self.idle if block not in shared]
-        self.spare -= set(shared if keeps else [])
+        if keeps:
+            self.spare -= set(shared)
+        else:
+            self.spare_end(shared)
         self.check_eviction([block for block in fresh if block in self.idle])
         self.written.update(dict.fromkeys(fresh))
         self.holders.append(holder)
@@ -142,9 +145,13 @@ class CacheAgainstModel(RuleBasedStateMachine):
         lent, _ = self.pool.lend([chain[i][0] for i in range(len(tokens) // SIZE)], salt)
         self.pool.make_spare(lent)
         self.pool.free(lent)
-        held, named = self.held(), self.pool._by_block
+        held = self.held()
         self.idle = [b for b in self.idle if b not in lent] + [b for b in reversed(lent) if b not in held]
-        for block in reversed(lent):
+        self.spare_end(lent)
+
+    def spare_end(self, blocks: list[int]) -> None:
+        held, named = self.held(), self.pool._by_block
+        for block in reversed(blocks):
             after = {kept.block for kept in named.values() if kept.before == named[block].serial}
             if block in held or after - self.spare:
                 break
@@ -235,7 +242,7 @@ def read(pool: PrefixCache, tokens: list[int], salt: str = "", *, keeps: bool = 
 
 def shared(pool: PrefixCache, tokens: list[int], salt: str = "") -> int:
     """Blocks that a sequence finds; it ends at once."""
-    holder = Holder(salt, tokens, pool, -(-len(tokens) // SIZE), keeps=False)
+    holder = Holder(salt, tokens, pool, -(-len(tokens) // SIZE))
     pool.free(holder.blocks)
     return holder.stored
 
@@ -326,10 +333,19 @@ def test_what_another_worker_keeps_is_given_up_first(pool: PrefixCache) -> None:
     assert pool.take_changes() == [BlocksRemoved(hashes=hash_blocks([1, 1], SIZE, ""))]
 
 
-@pytest.mark.parametrize("first_keeps", [True, False])
-def test_who_keeps_a_block_keeps_it_for_all(pool: PrefixCache, first_keeps: bool) -> None:
-    for keeps in (first_keeps, not first_keeps):
-        pool.free(read(pool, [1, 1, 0], keeps=keeps).blocks)
+@pytest.mark.parametrize("keeps", [True, False])
+def test_who_had_a_block_last_says_whether_it_is_kept(pool: PrefixCache, keeps: bool) -> None:
+    for each in (not keeps, keeps):
+        pool.free(read(pool, [1, 1, 0], keeps=each).blocks)
+    pool.free(read(pool, [2, 2, 0], keeps=not keeps).blocks)
+    pool.free(pool.allocate(9))
+    assert (shared(pool, [1, 1, 0]), shared(pool, [2, 2, 0])) == (int(keeps), int(not keeps))
+
+
+def test_a_block_that_is_kept_stays_so_beside_one_that_does_not_keep_it(pool: PrefixCache) -> None:
+    first, second = (read(pool, [1, 1, 0], keeps=keeps) for keeps in (True, False))
+    for holder in (first, second):
+        pool.free(holder.blocks)
     pool.free(read(pool, [2, 2, 0], keeps=False).blocks)
     pool.free(pool.allocate(9))
     assert (shared(pool, [1, 1, 0]), shared(pool, [2, 2, 0])) == (1, 0)

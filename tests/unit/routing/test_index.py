@@ -151,8 +151,19 @@ def test_held_is_what_counting_one_by_one_gives(holdings: list[int], length: int
     found = index.held(asked)
     assert [blocks for _, blocks in found.runs] == sorted(set(counted) - {0})
     if found.runs:
-        place, most = found.most
-        assert counted[place] == most == max(counted)
+        for turn in range(5):
+            place, most = found.most(turn)
+            assert counted[place] == most == max(counted)
+
+
+def test_those_who_hold_most_take_turns() -> None:
+    index = PrefixIndex()
+    for place in range(3):
+        index.add()
+        index.begin(place, 1)
+        index.take(place, 1, report(1, BlocksStored(hashes=[1, 2] if place else [1])))
+    found = index.held([1, 2, 3])
+    assert {found.most(turn) for turn in range(2)} == {(1, 2), (2, 2)}
 
 
 @given(st.integers(0, 20), st.sets(st.integers(0, 20)))
