@@ -41,13 +41,14 @@ class Held(msgspec.Struct, frozen=True, gc=False):
             workers &= workers - 1
         return (workers & -workers).bit_length() - 1, blocks
 
-    def spread(self, value: Callable[[int], float]) -> Numbers:
-        """For each worker, the ``value`` of as many blocks as it holds; shape [places]."""
-        values = np.empty(self.places, np.float64)
-        values.fill(value(0))
-        for workers, blocks in self.runs:
-            _write(values, workers, value(blocks))
-        return values
+    def spread(self, nothing: float, values: Sequence[float]) -> Numbers:
+        """For each worker, one of ``values``, which are in the order of ``runs``, or that of ``nothing``; shape
+        [places]."""
+        spread = np.empty(self.places, np.float64)
+        spread.fill(nothing)
+        for (workers, _), value in zip(self.runs, values, strict=True):
+            _write(spread, workers, value)
+        return spread
 
 
 class _Worker:

@@ -267,19 +267,19 @@ class Router:
 
     def _request(self, held: Held, num_tokens: int, max_tokens: int, offer: Offer | None) -> Request:
         size, answer_tokens = self._block_size, self._table.answers.expected(max_tokens)
-
-        def lacks(blocks: int) -> int:
-            """The last token is always read, whatever is held: it gives the first one of the answer."""
-            return max(1, num_tokens - blocks * size)
-
-        uncached = held.spread(lacks)
+        # The last token is always read, whatever is held: it gives the first one of the answer.
+        lacks = [max(1, num_tokens - blocks * size) for _, blocks in held.runs]
+        uncached = to_read = held.spread(num_tokens, lacks)
+        if offer:
+            left = [offer.to_read(tokens, num_tokens) for tokens in lacks]
+            to_read = held.spread(offer.to_read(num_tokens, num_tokens), left)
         return Request(
             num_tokens=num_tokens,
             answer_tokens=answer_tokens,
             prompt_blocks=-(-num_tokens // size),
             all_blocks=-(-(num_tokens + answer_tokens) // size),
             uncached=uncached,
-            to_read=held.spread(lambda blocks: offer.to_read(lacks(blocks), num_tokens)) if offer else uncached,
+            to_read=to_read,
             chances=self._index.chances(),
         )
 

@@ -29,7 +29,8 @@ def held_by(blocks: set[int], chain: list[int]) -> int:
 
 def held(index: PrefixIndex, chain: list[int]) -> list[float]:
     """How much of a chain each worker holds, as the index has it."""
-    return index.held(chain).spread(float).tolist()
+    found = index.held(chain)
+    return found.spread(0, [blocks for _, blocks in found.runs]).tolist()
 
 
 @dataclass

@@ -74,7 +74,7 @@ def test_blocks_that_another_worker_keeps_do_not_tell_how_long_others_stay() -> 
     index.take(0, 1, _report(2, BlocksRemoved(hashes=[2], spare=True)))
     index.expire(50.0)
     assert index.chances().tolist() == [0.0]
-    assert index.held([1, 2]).spread(float).tolist() == [1.0]
+    assert index.held([1, 2]).runs == [(1, 1)]
 
 
 def test_a_snapshot_does_not_make_blocks_young() -> None:

@@ -19,14 +19,14 @@ class KvPolicy:
     def __init__(self, seed: int, spread: float) -> None:
         """Costs that exceed the least by no more than this part of it are as good as it."""
         self._random = Random(seed)
-        self._spread = spread
+        self._near = 1.0 + spread
 
     def choose(self, candidates: Candidates) -> Choice:
         """The cheapest worker, or one that is nearly as cheap and has no more of the prompt to read."""
         cost = candidates.costs.of(candidates.task)
         total = cost.total + candidates.bar
         best = int(total.argmin())
-        near = total <= (1.0 + self._spread) * total.item(best)
+        near = total <= self._near * total.item(best)
         if candidates.task != "decode":  # never give up a cache hit for the sake of chance
             uncached = candidates.costs.request.uncached
             near &= uncached <= uncached.item(best)
