@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from tandem.cli.client import Client
 from tandem.cli.generate import prompt_inputs
 from tandem.cli.terminal import count, output
-from tandem.routing.explain import ExplainedChoice, Explanation
+from tandem.routing.explanation import ExplainedChoice, Explanation
 
 _WHAT = {
     "prefill": "prefill",

@@ -1,23 +1,41 @@
 """What it would cost to give a request to each worker, in seconds: added up over the request and those it holds up.
 
-Every function weighs all workers at once; columns have shape [workers]. So short are they that the number of operations
-is what takes time: numbers among them are floats, the greatest is found by ``argmax``, sums are made in place, and what
-a cost is made of is worked out only when somebody asks. Structs of a decision refer to nothing that refers back, so the
-garbage collector need not look at them (``gc=False``).
+The formulas are in ``weighing``. Structs of a decision refer to nothing that refers back, so the garbage collector need
+not look at them (``gc=False``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
-import numpy as np
 
+from tandem.routing import weighing
+from tandem.routing.disaggregation import Task
 from tandem.routing.table import Numbers, WorkerTable
 
-Task = Literal["prefill", "decode", "generate"]
-"""What a worker is chosen for; as the messages of these names."""
+_TOTALS: dict[Task, int] = {
+    "prefill": weighing.PREFILL_TOTAL,
+    "decode": weighing.DECODE_TOTAL,
+    "generate": weighing.GENERATE_TOTAL,
+}
+_DECODE_PARTS = {"steps": weighing.STEPS, "crowding": weighing.CROWDING, "room": weighing.DECODE_ROOM}
+_PARTS: dict[Task, dict[str, int]] = {
+    "prefill": {
+        "wait": weighing.WAIT,
+        "prefill": weighing.READ,
+        "held up": weighing.HELD_UP,
+        "lost blocks": weighing.LOST_BLOCKS,
+        "room": weighing.PREFILL_ROOM,
+    },
+    "decode": _DECODE_PARTS,
+    "generate": {
+        "wait": weighing.WAIT,
+        "prefill": weighing.READ_WHOLE,
+        "stall": weighing.STALL,
+        **_DECODE_PARTS,
+    },
+}
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -44,87 +62,38 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     """What a request would cost on each worker, and of what that is made up."""
 
     total: Numbers
-    find_parts: Callable[[], dict[str, Numbers]] = dict
-    """Works out ``parts``, of what was known when the cost was."""
+    task: Task | None = None
+    weighed: Numbers | None = None
+    """All that was weighed for the request, [rows, workers]; None where only the total is known."""
     unit: Literal["seconds", "requests"] = "seconds"
 
     @property
     def parts(self) -> dict[str, Numbers]:
-        """What adds up to the total, by name."""
-        return self.find_parts()
-
-
-def prefill_cost(table: WorkerTable, request: Request, wait: Numbers, work: Numbers) -> Cost:
-    """Until the first token: the prompts before it, its own uncached tokens, and room for its blocks. What it reads
-    holds up those who come after it, the likelier the more workers are busy; and each block of it takes the place of
-    another one, which has to be read again if it is asked for."""
-    busy, chances, room = table.busy_share("prefill"), request.chances, None
-    total = work * chances
-    total += work
-    total *= 1.0 + busy
-    total += wait
-    if not table.all_have_room(request.prompt_blocks):
-        # Blocks come free as the queue moves on: a full turn of it for all of them.
-        taken = table.used_share + table.block_share * float(request.prompt_blocks)
-        turn = wait + table.prefill_s * float(request.num_tokens)
-        room = turn * np.maximum(taken - 1.0, 0.0)
-        total += room
-
-    def find_parts() -> dict[str, Numbers]:
-        held_up = work * busy
-        parts = {"wait": wait, "prefill": work, "held up": held_up, "lost blocks": (work + held_up) * chances}
-        return parts if room is None else parts | {"room": room}
-
-    return Cost(total, find_parts)
-
-
-def decode_cost(table: WorkerTable, request: Request) -> Cost:
-    """Of the answer: its steps, what it adds to those of others, and the wait for room in batch and KV memory."""
-    steps = table.step_s * float(request.answer_tokens)
-    share = table.block_share * float(request.all_blocks)
-    share += table.used_share
-    np.maximum(share, table.batch_share, share)
-    total = steps * share
-    total += steps
-    if share.item(share.argmax()) <= 1.0:
-        return Cost(total, lambda: {"steps": steps, "crowding": steps * share})
-    # Room comes free as running answers end: a full turn of them for all of it.
-    room = steps * np.maximum(share - 1.0, 0.0)
-    total += room
-    return Cost(total, lambda: {"steps": steps, "crowding": steps * share, "room": room})
-
-
-def generate_cost(table: WorkerTable, decode: Cost, wait: Numbers, work: Numbers) -> Cost:
-    """Of both stages on one worker, with what its decode stage costs. While a worker reads the prompt its answers stand
-    still, each for as long; that counts for one at least, since one may begin at any moment."""
-    stall = work * table.stalled
-    total = decode.total + wait
-    total += work
-    total += stall
-    return Cost(total, lambda: {"wait": wait, "prefill": work, "stall": stall} | decode.parts)
+        """What adds up to the total, by name; the wait for room only where any worker has none."""
+        if self.task is None or self.weighed is None:
+            return {}
+        rows = {name: self.weighed[row] for name, row in _PARTS[self.task].items()}
+        return {name: row for name, row in rows.items() if name != "room" or row.any()}
 
 
 class Costs:
-    """All costs of one request at one moment, each worked out when it is first asked for."""
+    """All costs of one request at one moment."""
 
     def __init__(self, table: WorkerTable, request: Request) -> None:
         self.request = request
-        self._table = table
-        self.wait, self.work = table.wait_s.copy(), table.prefill_s * request.uncached
-        """For the prompts before this one, and for this one."""
-        self.split_work = self.work if request.to_read is request.uncached else table.prefill_s * request.to_read
-        """The same on a prefill worker, which may borrow."""
-        self._known: dict[Task, Cost] = {}
+        self.weighed: Numbers = weighing.weigh(
+            table.columns,
+            request.uncached,
+            request.to_read,
+            request.chances,
+            float(request.num_tokens),
+            float(request.prompt_blocks),
+            float(request.all_blocks),
+            float(request.answer_tokens),
+            table.busy_share("prefill"),
+        )
+        """All of them and what they are made of, by the rows of ``weighing``; shape [rows, workers]."""
 
     def of(self, task: Task) -> Cost:
         """The seconds of a task on every worker."""
-        cost = self._known.get(task)
-        if cost is None:
-            if task == "prefill":
-                cost = prefill_cost(self._table, self.request, self.wait, self.split_work)
-            elif task == "decode":
-                cost = decode_cost(self._table, self.request)
-            else:
-                cost = generate_cost(self._table, self.of("decode"), self.wait, self.work)
-            self._known[task] = cost
-        return cost
+        return Cost(self.weighed[_TOTALS[task]], task, self.weighed)

@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 
 Way = Literal["split", "whole"]
+Task = Literal["prefill", "decode", "generate"]
+"""What a worker is chosen for; as the messages of these names."""
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True, gc=False):

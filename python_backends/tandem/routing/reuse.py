@@ -61,5 +61,4 @@ class Reuse:
                 self._chances = share / (1.0 + np.maximum(now - self._edges, 0.0) / age_s)
             else:
                 self._chances = np.zeros(len(self._edges), np.float64)
-            self._chances.flags.writeable = False
         return self._chances

@@ -12,8 +12,9 @@ import msgspec
 from tandem.deployment import Routing
 from tandem.errors import TandemError
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
-from tandem.routing.cost import Costs, Request, Task
-from tandem.routing.disaggregation import Split, Verdict, Whole, choose_way
+from tandem.routing import weighing
+from tandem.routing.cost import Costs, Request
+from tandem.routing.disaggregation import Split, Task, Verdict, Whole, choose_way
 from tandem.routing.index import Held, PrefixIndex
 from tandem.routing.keeping import Keeping
 from tandem.routing.lending import LEAST_GAIN_S, Offer
@@ -329,23 +330,23 @@ class Router:
     # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
 
     def _split(self, costs: Costs, prefill: Choice, decode: Choice, waiting: int) -> Split:
-        pull_s = self._table.pull_s.item(decode.cheapest)
+        reader, writer, seconds = prefill.cheapest, decode.cheapest, costs.weighed.item
+        pull_s = self._table.pull_s.item(writer)
         # Where a prefill worker has room they wait for something else.
-        held_up = self._held_up(waiting) if waiting and not read_ahead_s(self._table).item(prefill.cheapest) else 0.0
+        held_up = self._held_up(waiting) if waiting and not read_ahead_s(self._table).item(reader) else 0.0
         return Split(
-            prefill_s=costs.of("prefill").total.item(prefill.cheapest),
-            held_up_s=costs.split_work.item(prefill.cheapest) * held_up,
+            prefill_s=seconds(weighing.PREFILL_TOTAL, reader),
+            held_up_s=seconds(weighing.READ, reader) * held_up,
             transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,
-            decode_s=costs.of("decode").total.item(decode.cheapest),
+            decode_s=seconds(weighing.DECODE_TOTAL, writer),
         )
 
     def _whole(self, costs: Costs, whole: Choice | None) -> Whole | None:
         if whole is None:
             return None
-        place = whole.cheapest
-        work_s = costs.work.item(place)
+        place, seconds = whole.cheapest, costs.weighed.item
         return Whole(
-            prefill_s=costs.wait.item(place) + work_s,
-            stall_s=work_s * self._table.stalled.item(place),
-            decode_s=costs.of("decode").total.item(place),
+            prefill_s=seconds(weighing.WAIT, place) + seconds(weighing.READ_WHOLE, place),
+            stall_s=seconds(weighing.STALL, place),
+            decode_s=seconds(weighing.DECODE_TOTAL, place),
         )

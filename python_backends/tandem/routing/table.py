@@ -18,7 +18,7 @@ Flags = NDArray[np.bool_]
 Places = frozenset[int]
 NOBODY: Places = frozenset()
 
-_COLUMNS = (
+COLUMNS = (
     "wait_s",
     "prefill_s",
     "prefill_more_s",
@@ -36,6 +36,8 @@ _COLUMNS = (
 class WorkerTable:
     """All workers of a deployment, each at its place, counted from 0. Columns have shape [workers]."""
 
+    columns: Numbers
+    """All of them, in the order of ``COLUMNS``; shape [columns, workers]."""
     wait_s: Numbers
     """Until it has read the prompts that it has in hand."""
     prefill_s: Numbers
@@ -74,8 +76,7 @@ class WorkerTable:
         """Worked out since somebody joined, left or was paired."""
         self._busy_shares: dict[StageName, float] = {}
         """Worked out since somebody became busy or idle, or others took new work."""
-        for column in _COLUMNS:
-            setattr(self, column, np.zeros(0, np.float64))
+        self._set_columns(np.zeros((len(COLUMNS), 0), np.float64))
 
     # -------------------------------------------------------------- who there is
 
@@ -106,10 +107,14 @@ class WorkerTable:
         self._roles.append(None)
         self._usable = np.append(self._usable, False)
         self._paired = np.pad(self._paired, (0, 1))
-        for column in _COLUMNS:
-            setattr(self, column, np.append(getattr(self, column), 0.0))
+        self._set_columns(np.pad(self.columns, ((0, 0), (0, 1))))
         self._workers.append(self._make_state(place))
         return place
+
+    def _set_columns(self, columns: Numbers) -> None:
+        self.columns = columns
+        for name, row in zip(COLUMNS, columns, strict=True):
+            setattr(self, name, row)
 
     def _make_state(self, place: int) -> WorkerState:
         return WorkerState(self._typical, self.answers, partial(self._write, place))
@@ -190,11 +195,6 @@ class WorkerTable:
             share = 0.0 if bar is None else int(np.count_nonzero(self.in_hand > bar)) / self.usable(stage)
             self._busy_shares[stage] = share
         return self._busy_shares[stage]
-
-    def all_have_room(self, blocks: int) -> bool:
-        """Whether there is room for so many KV blocks more, whoever gets them; no, where that is nearly untrue."""
-        used, share = self.used_share, self.block_share
-        return used.item(used.argmax()) + blocks * share.item(share.argmax()) <= 1.0
 
     def idle_blocks(self, stage: StageName) -> float:
         """KV blocks of a stage's workers that no request holds, or will as answers grow."""

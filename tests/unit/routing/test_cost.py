@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tandem.routing.cost import Task
+from tandem.routing.disaggregation import Task
 from tests.unit.routing.sites import BATCH, BLOCKS, PREFILL_S, STEP_S, make_costs, make_table, measured
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tandem.routing.explain import Explanation, explain, one_line
+from tandem.routing.explain import explain, one_line
+from tandem.routing.explanation import Explanation
 from tests.unit.routing.sites import ask, make_router, stored
 
 PROMPT = list(range(1, 41))

@@ -6,7 +6,8 @@ from typing import Protocol
 
 import msgspec
 
-from tandem.routing.cost import Cost, Costs, Task
+from tandem.routing.cost import Cost, Costs
+from tandem.routing.disaggregation import Task
 from tandem.routing.table import Numbers, WorkerTable
 
 

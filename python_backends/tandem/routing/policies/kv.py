@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
+
 from tandem.routing.policies.base import Candidates, Choice
+from tandem.routing.weighing import find_near
 
 
 class KvPolicy:
@@ -20,22 +23,22 @@ class KvPolicy:
         """Costs that exceed the least by no more than this part of it are as good as it."""
         self._random = Random(seed)
         self._near = 1.0 + spread
+        self._places = np.zeros(0, np.int64)
 
     def choose(self, candidates: Candidates) -> Choice:
         """The cheapest worker, or one that is nearly as cheap and has no more of the prompt to read."""
-        cost = candidates.costs.of(candidates.task)
-        total = cost.total + candidates.bar
-        best = int(total.argmin())
-        near = total <= self._near * total.item(best)
-        if candidates.task != "decode":  # never give up a cache hit for the sake of chance
-            uncached = candidates.costs.request.uncached
-            near &= uncached <= uncached.item(best)
-        places = near.nonzero()[0]
-        count = len(places)
+        cost, bar = candidates.costs.of(candidates.task), candidates.bar
+        total = cost.total
+        if len(self._places) < len(total):
+            self._places = np.zeros(len(total), np.int64)
+        # Never give up a cache hit for the sake of chance; to decode it makes no difference.
+        lacking = bar if candidates.task == "decode" else candidates.costs.request.uncached
+        best, count = find_near(total, bar, lacking, self._near, self._places)
         if count == 1:
             return Choice(best, "least cost", cost, candidates.bar, best)
         # The cheaper of two: all have a chance, the cheaper the better, and it takes no sums over all of them.
         draw = self._random.random
+        places = self._places
         one, other = places.item(int(count * draw())), places.item(int(count * draw()))
         place = one if total.item(one) <= total.item(other) else other
         return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar, best)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from tandem.routing.cost import Cost, Task
+from tandem.routing.cost import Cost
+from tandem.routing.disaggregation import Task
 from tandem.routing.policies.base import Candidates, Choice
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.deployment import Routing
-from tandem.routing.cost import Task
+from tandem.routing.disaggregation import Task
 from tandem.routing.policies.base import Candidates, Choice, Policy
 from tandem.routing.policies.registry import POLICIES, make_policy
 from tandem.routing.table import WorkerTable

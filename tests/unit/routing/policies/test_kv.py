@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tandem.messages import Load
-from tandem.routing.cost import Task
+from tandem.routing.disaggregation import Task
 from tandem.routing.policies.base import Candidates, Choice
 from tandem.routing.policies.kv import KvPolicy
 from tandem.routing.table import WorkerTable

@@ -1,0 +1,112 @@
+"""The arithmetic of a decision, over all workers at once, compiled by numba.
+
+Columns are so short that as operations of numpy each costs far more to call than to carry out, and there are fifty in a
+decision. The first time on a machine the import compiles for some seconds; numba keeps the result on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tandem.routing.table import COLUMNS
+
+_WAIT, _PREFILL, _STEP, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
+    COLUMNS.index(name)
+    for name in ("wait_s", "prefill_s", "step_s", "stalled", "batch_share", "used_share", "block_share")
+)
+
+(
+    PREFILL_TOTAL,
+    WAIT,
+    READ,
+    HELD_UP,
+    LOST_BLOCKS,
+    PREFILL_ROOM,
+    DECODE_TOTAL,
+    STEPS,
+    CROWDING,
+    DECODE_ROOM,
+    GENERATE_TOTAL,
+    READ_WHOLE,
+    STALL,
+) = range(13)
+"""Rows of what ``weigh`` returns: of each task the total, and what is added up to it."""
+_ROWS = 13
+
+_compile: dict[str, Any] = {"error_model": "numpy", "cache": True}
+
+
+@njit("f8[:,::1](f8[:,::1], f8[::1], f8[::1], f8[::1], f8, f8, f8, f8, f8)", **_compile)  # type: ignore[untyped-decorator]
+def weigh(
+    columns: Any,
+    uncached: Any,
+    to_read: Any,
+    chances: Any,
+    num_tokens: Any,
+    prompt_blocks: Any,
+    all_blocks: Any,
+    answer_tokens: Any,
+    busy: Any,
+) -> Any:
+    """What a request costs on each worker, in seconds; shape [rows, workers].
+
+    Prefill, until the first token: the prompts before it, its own tokens that have to be read, and room for its blocks.
+    What it reads holds up those who come after it, the likelier the more workers are ``busy``; and each block of it
+    takes the place of another one, which has to be read again if it is asked for.
+
+    Decode, of the answer: its steps, what it adds to those of others, and the wait for room in batch and KV memory.
+
+    Generate, of both stages on one worker: while it reads the prompt its answers stand still, each for as long; that
+    counts for one at least, since one may begin at any moment.
+
+    Args:
+        columns: of the ``WorkerTable``, [columns, workers].
+        uncached: tokens of the prompt that a worker does not hold, [workers].
+        to_read: tokens that a prefill worker would take as long to read as it takes to get the prompt's KV, [workers].
+        chances: how likely what its cache gives up would be asked for again, [workers].
+    """
+    costs = np.empty((_ROWS, columns.shape[1]))
+    for w in range(columns.shape[1]):
+        wait, token_s = columns[_WAIT, w], columns[_PREFILL, w]
+        used, block = columns[_USED_SHARE, w], columns[_BLOCK_SHARE, w]
+
+        read = token_s * to_read[w]
+        held_up = read * busy
+        # Blocks come free as the queue moves on: a full turn of it for all of them.
+        room = (wait + token_s * num_tokens) * max(used + block * prompt_blocks - 1.0, 0.0)
+        costs[WAIT, w], costs[READ, w], costs[HELD_UP, w], costs[PREFILL_ROOM, w] = wait, read, held_up, room
+        costs[LOST_BLOCKS, w] = (read + held_up) * chances[w]
+        costs[PREFILL_TOTAL, w] = (read * chances[w] + read) * (1.0 + busy) + wait + room
+
+        steps = columns[_STEP, w] * answer_tokens
+        share = max(block * all_blocks + used, columns[_BATCH_SHARE, w])
+        # Room comes free as running answers end: a full turn of them for all of it.
+        room = steps * max(share - 1.0, 0.0)
+        decode = steps * share + steps + room
+        costs[STEPS, w], costs[CROWDING, w], costs[DECODE_ROOM, w] = steps, steps * share, room
+        costs[DECODE_TOTAL, w] = decode
+
+        read = token_s * uncached[w]
+        stall = read * columns[_STALLED, w]
+        costs[READ_WHOLE, w], costs[STALL, w] = read, stall
+        costs[GENERATE_TOTAL, w] = decode + wait + read + stall
+    return costs
+
+
+@njit("UniTuple(i8, 2)(f8[::1], f8[::1], f8[::1], f8, i8[::1])", **_compile)  # type: ignore[untyped-decorator]
+def find_near(total: Any, bar: Any, lacking: Any, factor: Any, near: Any) -> Any:
+    """The place of the least ``total`` where the ``bar`` is 0, and how many cost at most ``factor`` times as much and
+    lack no more than it; their places are written to ``near``. All of shape [workers]."""
+    best = -1
+    for w in range(total.shape[0]):
+        if bar[w] == 0.0 and (best < 0 or total[w] < total[best]):
+            best = w
+    count = 0
+    for w in range(total.shape[0]):
+        if bar[w] == 0.0 and total[w] <= factor * total[best] and lacking[w] <= lacking[best]:
+            near[count] = w
+            count += 1
+    return best, count
