@@ -49,11 +49,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """KV blocks that the prompt takes."""
     all_blocks: int
     """KV blocks that prompt and answer will take."""
-    uncached: Numbers
-    """Tokens of the prompt that each worker does not hold; shape [workers]."""
-    to_read: Numbers
-    """Tokens that each prefill worker would take as long to read as it takes to get the prompt's KV, in part from the
-    one that holds most of it, where it can; shape [workers]."""
+    block_size: int
+    """Tokens."""
+    held: Numbers
+    """Blocks of the prompt that each worker holds, from its start on; shape [workers]."""
+    lent_tokens: int = 0
+    """Of the prompt: those whose KV a prefill worker can get from the one that holds most of it."""
+    lent_share: float = 1.0
+    """Of the time that a token takes to be read, what its KV takes to come from elsewhere; 1: no less."""
     chances: Numbers
     """How likely what each worker's cache gives up for them would be asked for again; shape [workers]."""
 
@@ -83,16 +86,31 @@ class Costs:
         self.request = request
         self.weighed: Numbers = weighing.weigh(
             table.columns,
-            request.uncached,
-            request.to_read,
+            request.held,
             request.chances,
+            float(request.block_size),
             float(request.num_tokens),
+            float(request.lent_tokens),
+            request.lent_share,
             float(request.prompt_blocks),
             float(request.all_blocks),
             float(request.answer_tokens),
             table.busy_share("prefill"),
         )
         """All of them and what they are made of, by the rows of ``weighing``; shape [rows, workers]."""
+
+    @property
+    def uncached(self) -> Numbers:
+        """Tokens of the prompt that each worker does not hold; shape [workers]."""
+        row: Numbers = self.weighed[weighing.UNCACHED]
+        return row
+
+    @property
+    def to_read(self) -> Numbers:
+        """Tokens that each prefill worker would take as long to read as it takes to get the prompt's KV, in part from
+        the one that holds most of it, where it can; shape [workers]."""
+        row: Numbers = self.weighed[weighing.TO_READ]
+        return row
 
     def of(self, task: Task) -> Cost:
         """The seconds of a task on every worker."""

@@ -23,7 +23,7 @@ def explain(plan: Plan) -> Explanation:
         policy=plan.policy,
         way=plan.verdict.way,
         reason=plan.verdict.reason,
-        prompt_tokens=plan.request.num_tokens,
+        prompt_tokens=plan.costs.request.num_tokens,
         choices=[_explain_choice(plan, task, choice) for task, choice in tasks if choice is not None],
     )
 
@@ -52,7 +52,7 @@ def _words(plan: Plan, task: Task, choice: Choice) -> str:
     if len(costs) > 1:
         words += f" of {scale * costs.min():.1f} to {scale * costs.max():.1f}"
     if task != "decode":
-        words += f", {_cached(plan, choice.place)} of {plan.request.num_tokens} tokens cached"
+        words += f", {_cached(plan, choice.place)} of {plan.costs.request.num_tokens} tokens cached"
     return words
 
 
@@ -71,4 +71,4 @@ def _explain_choice(plan: Plan, task: Task, choice: Choice) -> ExplainedChoice:
 
 
 def _cached(plan: Plan, place: int) -> int:
-    return plan.request.num_tokens - int(plan.request.uncached[place])
+    return plan.costs.request.num_tokens - int(plan.costs.uncached[place])

@@ -41,14 +41,13 @@ class Held(msgspec.Struct, frozen=True, gc=False):
             workers &= workers - 1
         return (workers & -workers).bit_length() - 1, blocks
 
-    def spread(self, nothing: float, values: Sequence[float]) -> Numbers:
-        """For each worker, one of ``values``, which are in the order of ``runs``, or that of ``nothing``; shape
-        [places]."""
-        spread = np.empty(self.places, np.float64)
-        spread.fill(nothing)
-        for (workers, _), value in zip(self.runs, values, strict=True):
-            _write(spread, workers, value)
-        return spread
+    @property
+    def counts(self) -> Numbers:
+        """Of blocks, for each worker; shape [places]."""
+        counts = np.zeros(self.places, np.float64)
+        for workers, blocks in self.runs:
+            _write(counts, workers, blocks)
+        return counts
 
 
 class _Worker:

@@ -17,11 +17,6 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     """Of the time that a token takes to be read, what its KV takes to come from elsewhere; below 1."""
 
-    def to_read(self, uncached: float, num_tokens: int) -> float:
-        """Tokens that would take as long to read as it takes to borrow what a worker lacks, and to read what is left;
-        of ``num_tokens`` it does not hold ``uncached``."""
-        return min(uncached, self.share * uncached + (1.0 - self.share) * (num_tokens - self.tokens))
-
     def gain(self, uncached: float, num_tokens: int) -> float:
         """Tokens that need not be read, so to speak, where ``uncached`` of the prompt are not held."""
         return (1.0 - self.share) * (uncached - (num_tokens - self.tokens))

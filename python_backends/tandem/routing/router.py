@@ -31,7 +31,8 @@ EXPECTED_S = 30.0
 class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a request would go now, and why; nothing has been counted yet."""
 
-    request: Request
+    costs: Costs
+    """Of the request, on every worker."""
     hashes: Sequence[int]
     verdict: Verdict
     prefill: Choice | None = None
@@ -204,8 +205,8 @@ class Router:
         self._index.expire(now)
         held = self._index.held(hashes)
         offer = self._find_offer(hashes, num_tokens, held) if self._lends else None
-        table, request = self._table, self._request(held, num_tokens, max_tokens, offer)
-        costs = Costs(table, request)
+        table = self._table
+        costs = Costs(table, self._request(held, num_tokens, max_tokens, offer))
         avoided = frozenset(self._places[name] for name in avoid if name in self._places) if avoid else NOBODY
         bar = table.paired_bar(avoided)
         if bar is None:
@@ -219,7 +220,7 @@ class Router:
         is_split = verdict.way == "split"
         lender = self._choose_lender(costs, offer, prefill.place) if offer and is_split else None
         keeper = self._keeping.draw(table, now) if self._lends and is_split else None
-        return self._plan(request, hashes, verdict, prefill, decode, whole, lender, keeper)
+        return self._plan(costs, hashes, verdict, prefill, decode, whole, lender, keeper)
 
     def room(self, kv_share: float, waiting: int) -> Room | None:
         """How much more the workers can take at once, ``waiting`` requests being there that wait for it; None where
@@ -229,18 +230,18 @@ class Router:
 
     def commit(self, plan: Plan, now: float) -> Route:
         """Count a plan as chosen: the next one takes it into account."""
-        request = plan.request
+        request, tokens = plan.costs.request, plan.costs.weighed.item
         if plan.verdict.way == "whole":
             assert plan.whole is not None
             place, prefill = plan.whole.place, None
-            uncached = int(request.uncached.item(place))
+            uncached = int(tokens(weighing.UNCACHED, place))
             decode = self._table.book(place, uncached, request.all_blocks)
         else:
             assert plan.prefill is not None
             assert plan.decode is not None
             place = plan.prefill.place
-            uncached = int(request.uncached.item(place))
-            to_read = round((request.to_read if plan.lender else request.uncached).item(place))
+            uncached = int(tokens(weighing.UNCACHED, place))
+            to_read = round(tokens(weighing.TO_READ, place)) if plan.lender else uncached
             prefill = self._table.book(place, to_read, request.prompt_blocks)
             decode = self._table.book(plan.decode.place, 0, request.all_blocks)
         held = (request.num_tokens - uncached) // self._block_size
@@ -262,25 +263,21 @@ class Router:
 
     def _choose_lender(self, costs: Costs, offer: Offer, borrower: int) -> Offer | None:
         """The offer, if it is of use to this prefill worker."""
-        gain = offer.gain(costs.request.uncached.item(borrower), costs.request.num_tokens)
+        gain = offer.gain(costs.uncached.item(borrower), costs.request.num_tokens)
         is_worth_it = gain * self._table.prefill_s.item(borrower) >= LEAST_GAIN_S
         return offer if is_worth_it and self._table.is_paired(offer.place, borrower) else None
 
     def _request(self, held: Held, num_tokens: int, max_tokens: int, offer: Offer | None) -> Request:
         size, answer_tokens = self._block_size, self._table.answers.expected(max_tokens)
-        # The last token is always read, whatever is held: it gives the first one of the answer.
-        lacks = [max(1, num_tokens - blocks * size) for _, blocks in held.runs]
-        uncached = to_read = held.spread(num_tokens, lacks)
-        if offer:
-            left = [offer.to_read(tokens, num_tokens) for tokens in lacks]
-            to_read = held.spread(offer.to_read(num_tokens, num_tokens), left)
         return Request(
             num_tokens=num_tokens,
             answer_tokens=answer_tokens,
             prompt_blocks=-(-num_tokens // size),
             all_blocks=-(-(num_tokens + answer_tokens) // size),
-            uncached=uncached,
-            to_read=to_read,
+            block_size=size,
+            held=held.counts,
+            lent_tokens=offer.tokens if offer else 0,
+            lent_share=offer.share if offer else 1.0,
             chances=self._index.chances(),
         )
 
@@ -297,11 +294,11 @@ class Router:
             names = ", ".join(self._table.deployed(stage)) or "none"
             raise TandemError("worker_lost", f"no {stage} worker is ready (deployed: {names}); try again shortly")
         whole = self._choose("generate", bar, costs)
-        return self._plan(costs.request, hashes, choose_way(None, self._whole(costs, whole)), None, None, whole)
+        return self._plan(costs, hashes, choose_way(None, self._whole(costs, whole)), None, None, whole)
 
     def _plan(
         self,
-        request: Request,
+        costs: Costs,
         hashes: Sequence[int],
         verdict: Verdict,
         prefill: Choice | None,
@@ -311,7 +308,7 @@ class Router:
         keeper: StageName | None = None,
     ) -> Plan:
         return Plan(
-            request=request,
+            costs=costs,
             hashes=hashes,
             verdict=verdict,
             prefill=prefill,

@@ -19,6 +19,8 @@ _WAIT, _PREFILL, _STEP, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
 )
 
 (
+    UNCACHED,
+    TO_READ,
     PREFILL_TOTAL,
     WAIT,
     READ,
@@ -32,26 +34,29 @@ _WAIT, _PREFILL, _STEP, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
     GENERATE_TOTAL,
     READ_WHOLE,
     STALL,
-) = range(13)
-"""Rows of what ``weigh`` returns: of each task the total, and what is added up to it."""
-_ROWS = 13
+) = range(15)
+"""Rows of what ``weigh`` returns: tokens that are not held, and that it takes as long as reading so many to have; then
+seconds, of each task the total, and what is added up to it."""
+_ROWS = 15
 
 _compile: dict[str, Any] = {"error_model": "numpy", "cache": True}
 
 
-@njit("f8[:,::1](f8[:,::1], f8[::1], f8[::1], f8[::1], f8, f8, f8, f8, f8)", **_compile)  # type: ignore[untyped-decorator]
+@njit("f8[:,::1](f8[:,::1], f8[::1], f8[::1], f8, f8, f8, f8, f8, f8, f8, f8)", **_compile)  # type: ignore[untyped-decorator]
 def weigh(
     columns: Any,
-    uncached: Any,
-    to_read: Any,
+    held: Any,
     chances: Any,
+    block_size: Any,
     num_tokens: Any,
+    lent_tokens: Any,
+    lent_share: Any,
     prompt_blocks: Any,
     all_blocks: Any,
     answer_tokens: Any,
     busy: Any,
 ) -> Any:
-    """What a request costs on each worker, in seconds; shape [rows, workers].
+    """What a request costs on each worker; shape [rows, workers].
 
     Prefill, until the first token: the prompts before it, its own tokens that have to be read, and room for its blocks.
     What it reads holds up those who come after it, the likelier the more workers are ``busy``; and each block of it
@@ -64,16 +69,22 @@ def weigh(
 
     Args:
         columns: of the ``WorkerTable``, [columns, workers].
-        uncached: tokens of the prompt that a worker does not hold, [workers].
-        to_read: tokens that a prefill worker would take as long to read as it takes to get the prompt's KV, [workers].
+        held: blocks of the prompt that a worker holds, [workers].
         chances: how likely what its cache gives up would be asked for again, [workers].
+        lent_tokens: of the prompt, what a prefill worker can borrow.
+        lent_share: of the time that a token takes to be read, what its KV takes to come from elsewhere.
     """
     costs = np.empty((_ROWS, columns.shape[1]))
+    rest = (1.0 - lent_share) * (num_tokens - lent_tokens)
     for w in range(columns.shape[1]):
+        # The last token is always read, whatever is held: it gives the first one of the answer.
+        uncached = max(1.0, num_tokens - held[w] * block_size)
+        to_read = min(uncached, lent_share * uncached + rest)
+        costs[UNCACHED, w], costs[TO_READ, w] = uncached, to_read
         wait, token_s = columns[_WAIT, w], columns[_PREFILL, w]
         used, block = columns[_USED_SHARE, w], columns[_BLOCK_SHARE, w]
 
-        read = token_s * to_read[w]
+        read = token_s * to_read
         held_up = read * busy
         # Blocks come free as the queue moves on: a full turn of it for all of them.
         room = (wait + token_s * num_tokens) * max(used + block * prompt_blocks - 1.0, 0.0)
@@ -89,7 +100,7 @@ def weigh(
         costs[STEPS, w], costs[CROWDING, w], costs[DECODE_ROOM, w] = steps, steps * share, room
         costs[DECODE_TOTAL, w] = decode
 
-        read = token_s * uncached[w]
+        read = token_s * uncached
         stall = read * columns[_STALLED, w]
         costs[READ_WHOLE, w], costs[STALL, w] = read, stall
         costs[GENERATE_TOTAL, w] = decode + wait + read + stall

@@ -123,11 +123,12 @@ def make_costs(
     answer: int = 50,
     cached: dict[int, int] | None = None,
     chances: dict[int, float] | None = None,
+    **lent: Any,
 ) -> Costs:
     """Of a prompt of which some places have some tokens cached, some of which give up blocks that may be asked for."""
-    uncached = np.full(len(table.names), float(tokens))
+    held = np.zeros(len(table.names))
     for place, count in (cached or {}).items():
-        uncached[place] -= count
+        held[place] = count
     lost = np.zeros(len(table.names))
     for place, chance in (chances or {}).items():
         lost[place] = chance
@@ -137,8 +138,9 @@ def make_costs(
         answer_tokens=answer,
         prompt_blocks=blocks,
         all_blocks=-(-(tokens + answer) // BLOCK),
-        uncached=uncached,
-        to_read=uncached,
+        block_size=1,
+        held=held,
         chances=lost,
+        **lent,
     )
     return Costs(table, request)

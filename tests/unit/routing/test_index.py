@@ -29,8 +29,7 @@ def held_by(blocks: set[int], chain: list[int]) -> int:
 
 def held(index: PrefixIndex, chain: list[int]) -> list[float]:
     """How much of a chain each worker holds, as the index has it."""
-    found = index.held(chain)
-    return found.spread(0, [blocks for _, blocks in found.runs]).tolist()
+    return index.held(chain).counts.tolist()
 
 
 @dataclass

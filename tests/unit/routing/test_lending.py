@@ -10,7 +10,7 @@ from tandem.messages import KvReport
 from tandem.routing.explain import explain, one_line
 from tandem.routing.lending import LEAST_GAIN_S, Offer
 from tandem.routing.router import Plan, Router
-from tests.unit.routing.sites import BLOCK, PREFILL_S, ask, make_router, measured, stored
+from tests.unit.routing.sites import BLOCK, PREFILL_S, ask, make_costs, make_router, make_table, measured, stored
 
 PROMPT = list(range(1, 41))
 """Hashes of 40 blocks of 16 tokens: a token takes 1 ms to be read, and 1/16 ms to come from elsewhere."""
@@ -38,8 +38,8 @@ def test_a_worker_borrows_what_a_busy_one_holds() -> None:
     assert plan.workers[0] == "prefill_1"
     assert plan.loan == ("prefill_0", 640)
     place = plan.names.index("prefill_1")
-    assert plan.request.uncached[place] == 641
-    assert plan.request.to_read[place] == pytest.approx(1 + 640 / BLOCK)
+    assert plan.costs.uncached[place] == 641
+    assert plan.costs.to_read[place] == pytest.approx(1 + 640 / BLOCK)
     held_up = 1.5  # one of two is busy
     assert plan.first_token_s == pytest.approx(held_up * PREFILL_S * (1 + 640 / BLOCK))
 
@@ -107,7 +107,7 @@ def test_it_can_be_switched_off_and_others_do_without(routing: dict[str, object]
     stored(router, "prefill_0", PROMPT)
     plan = ask_busy(router, "prefill_0")
     assert plan.loan is None
-    assert plan.request.to_read is plan.request.uncached
+    assert plan.costs.to_read.tolist() == plan.costs.uncached.tolist()
 
 
 def test_where_kv_comes_slower_than_it_is_computed_nothing_is_borrowed() -> None:
@@ -133,8 +133,9 @@ def test_the_lender_is_told_of() -> None:
 def test_borrowing_never_costs_more_than_reading(tokens: int, offered: int, share: float, held: int) -> None:
     """And it is what is read, and what comes from elsewhere at its price."""
     offer = Offer(place=0, tokens=min(offered, tokens), share=share)
-    uncached = float(tokens - min(held, tokens))
-    left = offer.to_read(uncached, tokens)
+    costs = make_costs(make_table(1), tokens=tokens, cached={0: held}, lent_tokens=offer.tokens, lent_share=share)
+    uncached, left = costs.uncached.item(0), costs.to_read.item(0)
+    assert uncached == max(1, tokens - held)
     lent = max(0.0, uncached - (tokens - offer.tokens))
     assert left == pytest.approx(uncached - lent + share * lent)
     assert offer.gain(uncached, tokens) <= uncached - left + 1e-9

@@ -38,13 +38,13 @@ def test_it_goes_where_its_blocks_are() -> None:
     stored(router, "prefill_2", PROMPT[:30])
     for _ in range(20):
         assert ask(router, PROMPT).workers[0] == "prefill_2"
-    assert ask(router, PROMPT).request.uncached[2] == 641 - 30 * BLOCK
+    assert ask(router, PROMPT).costs.uncached[2] == 641 - 30 * BLOCK
 
 
 def test_of_a_whole_cached_prompt_the_last_token_is_still_read() -> None:
     router = make_router(1)
     stored(router, "prefill_0", PROMPT)
-    assert ask(router, PROMPT, tokens=40 * BLOCK).request.uncached.tolist() == [1.0, 640.0]
+    assert ask(router, PROMPT, tokens=40 * BLOCK).costs.uncached.tolist() == [1.0, 640.0]
 
 
 def test_a_choice_is_remembered_before_any_report() -> None:
@@ -55,7 +55,7 @@ def test_a_choice_is_remembered_before_any_report() -> None:
     first = go(router)[0].workers[0]
     plan = ask(router, PROMPT)
     place = plan.names.index(str(first))
-    assert plan.request.uncached[place] == 1.0
+    assert plan.costs.uncached[place] == 1.0
     assert plan.workers[0] == first  # waiting for it and reading anew come to the same
     others = {go(router, [1000 * n + b for b in PROMPT])[0].workers[0] for n in range(1, 4)}
     assert others == {f"prefill_{n}" for n in range(4)} - {first}
@@ -65,8 +65,8 @@ def test_what_no_report_confirms_is_no_longer_believed() -> None:
     router = make_router(1)
     router.report("prefill_0", 1, measured(), KvReport(first=1, events=[]))
     go(router, now=100.0)
-    assert ask(router, PROMPT, now=100.0 + EXPECTED_S - 1).request.uncached[0] == 1.0
-    assert ask(router, PROMPT, now=100.0 + EXPECTED_S).request.uncached[0] == 641.0
+    assert ask(router, PROMPT, now=100.0 + EXPECTED_S - 1).costs.uncached[0] == 1.0
+    assert ask(router, PROMPT, now=100.0 + EXPECTED_S).costs.uncached[0] == 641.0
 
 
 def test_a_route_that_has_ended_leaves_nothing_behind() -> None:
@@ -228,7 +228,7 @@ def test_a_year_of_rolling_restarts_leaves_nothing() -> None:
     route.end()
     plan = ask(router, [499])
     assert plan.workers[0] == "prefill_499"
-    assert plan.request.uncached[plan.names.index("prefill_499")] == 1
+    assert plan.costs.uncached[plan.names.index("prefill_499")] == 1
     router.remove("prefill_499")
     assert "prefill_499" in plan.names
 

@@ -32,7 +32,7 @@ class KvPolicy:
         if len(self._places) < len(total):
             self._places = np.zeros(len(total), np.int64)
         # Never give up a cache hit for the sake of chance; to decode it makes no difference.
-        lacking = bar if candidates.task == "decode" else candidates.costs.request.uncached
+        lacking = bar if candidates.task == "decode" else candidates.costs.uncached
         best, count = find_near(total, bar, lacking, self._near, self._places)
         if count == 1:
             return Choice(best, "least cost", cost, candidates.bar, best)
