@@ -17,7 +17,7 @@ WORKDIR /opt/tandem
 # with TensorRT-LLM is small; PyTorch, NIXL and MPI are the container's own. tritonclient is for tandem's other commands.
 RUN python3 -m pip list --format=freeze > /tmp/constraints.txt \
     && python3 -m pip install --no-cache-dir --disable-pip-version-check --constraint /tmp/constraints.txt \
-        jinja2 msgspec numpy prometheus-client psutil pyzmq rich tokenizers typer "tritonclient[grpc]" \
+        jinja2 msgspec numba numpy prometheus-client psutil pyzmq rich tokenizers typer "tritonclient[grpc]" \
     && rm /tmp/constraints.txt
 COPY build/docker/container-ssh /usr/local/bin/
 COPY model_repository/ model_repository/

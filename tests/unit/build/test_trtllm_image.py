@@ -17,7 +17,7 @@ from tests.unit.build.test_docker import ROOT, is_ignored
 
 CONTAINERS = {f"nvcr.io/nvidia/tritonserver:26.{month}-trtllm-python-py3" for month in ("04", "05", "06", "07")}
 """Those with TensorRT-LLM 1.2.1: docs/introduction/compatibility.md of triton-inference-server/server at e1db8a603."""
-LEFT_OUT = ("torch", "numba", "llvmlite", "nixl_cu13", "mpi4py", "gguf", "transformers", "matplotlib")
+LEFT_OUT = ("torch", "nixl_cu13", "mpi4py", "gguf", "transformers", "matplotlib")
 """Not installed: the torch engine's, and the container's own."""
 IMPORTS = """
 import sys, types
@@ -34,6 +34,7 @@ print(*sorted(tops & set({packages!r})))
 MODULES = {
     "jinja2": "jinja2",
     "msgspec": "msgspec",
+    "numba": "numba",
     "numpy": "numpy",
     "prometheus-client": "prometheus_client",
     "psutil": "psutil",
