@@ -186,10 +186,10 @@ class PrefixIndex:
         while expectations and expectations[0][0] <= now:
             _, place, epoch, hashes = expectations.popleft()
             worker = self._workers[place]
-            if epoch == worker.epoch and worker.expected:
-                over = [name for name in hashes if worker.expected.get(name, now + 1) <= now]
+            if epoch == worker.epoch and (expected := worker.expected):
+                over = [name for name in hashes if expected.get(name, math.inf) <= now]
                 for name in over:
-                    del worker.expected[name]
+                    del expected[name]
                 self._drop(worker, over)
 
     # -------------------------------------------------------------- the questions
