@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -159,7 +160,7 @@ def run_router_bench(rounds: int = 15, policy: str = "kv") -> RouterBenchReport:
 
 def _decide(scene: Scene, workers: int) -> float:
     """Decisions per second, with a steady number of requests under way."""
-    prompts, under_way, read = scene.prompts(), deque[tuple[Plan, Route]](), list[tuple[str, list[int]]]()
+    prompts, under_way, read = scene.prompts(), deque[tuple[Plan, Route]](), list[tuple[str, Sequence[int]]]()
     router, most = scene.router, IN_HAND * workers
     began = time.process_time()
     for hashes in prompts:
@@ -172,16 +173,17 @@ def _decide(scene: Scene, workers: int) -> float:
             read.append(_end(*under_way.popleft()))
     seconds = time.process_time() - began
     read += [_end(plan, route) for plan, route in under_way]
-    for name, new in read:  # workers report what they have read, and then that it is gone again
+    for name, blocks in read:  # workers report what they have read, and then that it is gone again
+        new = list(blocks[-NEW:])
         scene.report(name, [BlocksStored(hashes=new), BlocksRemoved(hashes=new)])
     return len(prompts) / seconds
 
 
-def _end(plan: Plan, route: Route) -> tuple[str, list[int]]:
-    """A request is over; returns who has read it, and the blocks that nobody had."""
+def _end(plan: Plan, route: Route) -> tuple[str, Sequence[int]]:
+    """A request is over; returns who has read it, and its blocks."""
     route.end()
     reader, writer = plan.workers
-    return reader or writer, list(plan.hashes[-NEW:])
+    return reader or writer, plan.hashes
 
 
 def _take_in(scene: Scene) -> float:

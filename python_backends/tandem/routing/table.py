@@ -224,7 +224,7 @@ class WorkerTable:
 
     def book(self, place: int, tokens: int, blocks: int) -> Booking:
         """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
-        return self._workers[place].book(tokens, blocks)
+        return Booking(self._workers[place], tokens, blocks)
 
     def _write(self, place: int, worker: WorkerState) -> None:
         """Bring up to date what follows from what a worker has in hand."""

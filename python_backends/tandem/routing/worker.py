@@ -125,10 +125,6 @@ class WorkerState:
             steps = typical
         self.prefill_s, self.prefill_more_s = steps.token_s, steps.more_s
 
-    def book(self, tokens: int, blocks: int) -> Booking:
-        """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
-        return Booking(self, tokens, blocks)
-
     def _count(self, requests: int, tokens: int, blocks: int) -> None:
         self._own.add(requests, tokens, blocks)
         self.requests += requests

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tandem.messages import Load
 from tandem.routing.answers import AnswerLengths
 from tandem.routing.speeds import Speeds
-from tandem.routing.worker import PREFILL_S, STEP_S, WorkerState
+from tandem.routing.worker import PREFILL_S, STEP_S, Booking, WorkerState
 from tests.unit.routing import sites
 
 
@@ -25,7 +25,7 @@ def in_hand(worker: WorkerState) -> tuple[int, int, int]:
 
 def test_a_choice_counts_at_once_and_until_it_ends() -> None:
     worker = make()
-    booking = worker.book(100, 7)
+    booking = Booking(worker, 100, 7)
     assert in_hand(worker) == (1, 100, 7)
     booking.send()
     booking.read()
@@ -38,7 +38,7 @@ def test_a_choice_counts_at_once_and_until_it_ends() -> None:
 
 def test_a_report_with_the_request_in_it_does_not_count_it_twice() -> None:
     worker = make()
-    booking = worker.book(100, 7)
+    booking = Booking(worker, 100, 7)
     booking.send()
     worker.report(sites.measured(queued=1, queued_tokens=100, blocks_used=7))
     assert in_hand(worker) == (1, 100, 7)
@@ -58,17 +58,17 @@ def test_what_answers_may_yet_take_is_counted_as_far_as_they_come_to_it() -> Non
 
 def test_a_report_from_before_the_request_does_not_hide_it() -> None:
     worker = make()
-    worker.book(100, 7).send()
+    Booking(worker, 100, 7).send()
     worker.report(sites.measured())
     assert in_hand(worker) == (1, 100, 7)
 
 
 def test_what_others_gave_is_added() -> None:
     worker = make()
-    worker.book(100, 7).send()
+    Booking(worker, 100, 7).send()
     worker.report(sites.measured(queued=2, running=3, queued_tokens=450, blocks_used=30))
     assert in_hand(worker) == (5, 450, 30)
-    worker.book(10, 1)  # on its way, and not in any report
+    Booking(worker, 10, 1)  # on its way, and not in any report
     assert in_hand(worker) == (6, 460, 31)
     worker.report(sites.measured(queued=2, running=3, queued_tokens=450, blocks_used=30))
     assert in_hand(worker) == (6, 460, 31)
@@ -76,7 +76,7 @@ def test_what_others_gave_is_added() -> None:
 
 def test_a_lost_worker_has_only_what_was_not_ended_yet() -> None:
     worker = make(sites.measured(queued=9, queued_tokens=900, blocks_used=90))
-    booking = worker.book(100, 7)
+    booking = Booking(worker, 100, 7)
     worker.end()
     assert in_hand(worker) == (1, 100, 7)
     booking.end()
@@ -90,11 +90,10 @@ def test_a_lost_worker_has_only_what_was_not_ended_yet() -> None:
     )
 )
 def test_nothing_is_left_when_everything_has_ended(steps: list[tuple[str, int, int]]) -> None:
-    worker, bookings = make(), [make().book(1, 1)]
-    bookings.clear()
+    worker, bookings = make(), list[Booking]()
     for step, tokens, pick in steps:
         if step == "book":
-            bookings.append(worker.book(tokens, pick))
+            bookings.append(Booking(worker, tokens, pick))
         elif step == "report":
             worker.report(sites.measured(queued=pick, queued_tokens=tokens, blocks_used=tokens))
         elif bookings:
