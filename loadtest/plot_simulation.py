@@ -55,7 +55,7 @@ def main(
         draw(between, runs, "Inter-token time, p99, ms", lambda run: 1e3 * run.results.inter_token.p99)
         draw(hits, runs, "Prompt tokens found in a cache", lambda run: run.results.hit_rate)
         draw_oracle(hits, runs)
-        hits.set_ylim(0, 1.3 * hits.get_ylim()[1])
+        hits.set_ylim(0, 1.5 * hits.get_ylim()[1])
         hits.legend(loc="upper left", ncols=2)
         figure.supxlabel("workers, load", fontsize=8.5)
         figure.savefig(out, dpi=160, metadata={"Date": None} if out.suffix == ".svg" else None)
