@@ -119,9 +119,10 @@ class PrefixCache(BlockPool):
                 raise OutOfBlocks(fresh + leave, room, self.num_blocks)
             for block in found:
                 self._hold(block)
-                if chain.keeps:
+            if chain.keeps:
+                for block in found:
                     self._keep(self._by_block[block])
-            if not chain.keeps:
+            else:
                 self._spare_end(found)
             return found + self._allocate(fresh), len(found)
 

@@ -181,7 +181,7 @@ class Router:
 
     def blocks_for(self, num_tokens: int, max_tokens: int) -> int:
         """KV blocks of a prompt and its answer, which is taken to become as long as others of late."""
-        return -(-(num_tokens + self._table.answers.expected(max_tokens)) // self._block_size)
+        return self._blocks(num_tokens + self._table.answers.expected(max_tokens))
 
     def plan(
         self,
@@ -268,18 +268,21 @@ class Router:
         return offer if is_worth_it and self._table.is_paired(offer.place, borrower) else None
 
     def _request(self, held: Held, num_tokens: int, max_tokens: int, offer: Offer | None) -> Request:
-        size, answer_tokens = self._block_size, self._table.answers.expected(max_tokens)
+        answer_tokens = self._table.answers.expected(max_tokens)
         return Request(
             num_tokens=num_tokens,
             answer_tokens=answer_tokens,
-            prompt_blocks=-(-num_tokens // size),
-            all_blocks=-(-(num_tokens + answer_tokens) // size),
-            block_size=size,
+            prompt_blocks=self._blocks(num_tokens),
+            all_blocks=self._blocks(num_tokens + answer_tokens),
+            block_size=self._block_size,
             held=held.counts,
             lent_tokens=offer.tokens if offer else 0,
             lent_share=offer.share if offer else 1.0,
             chances=self._index.chances(),
         )
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
 
     def _choose(self, task: Task, bar: Numbers | None, costs: Costs) -> Choice:
         assert bar is not None

@@ -18,6 +18,7 @@ _WAIT, _PREFILL, _STEP, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
     for name in ("wait_s", "prefill_s", "step_s", "stalled", "batch_share", "used_share", "block_share")
 )
 
+_ROWS = 15
 (
     UNCACHED,
     TO_READ,
@@ -34,10 +35,9 @@ _WAIT, _PREFILL, _STEP, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
     GENERATE_TOTAL,
     READ_WHOLE,
     STALL,
-) = range(15)
+) = range(_ROWS)
 """Rows of what ``weigh`` returns: tokens that are not held, and that it takes as long as reading so many to have; then
 seconds, of each task the total, and what is added up to it."""
-_ROWS = 15
 
 _compile: dict[str, Any] = {"error_model": "numpy", "cache": True}
 

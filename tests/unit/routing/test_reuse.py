@@ -65,12 +65,7 @@ def test_an_index_knows_how_old_the_blocks_are_that_its_workers_gave_up() -> Non
 
 
 def test_blocks_that_another_worker_keeps_do_not_tell_how_long_others_stay() -> None:
-    index = PrefixIndex()
-    index.add()
-    index.begin(0, 1)
-    index.take(0, 1, _report(1, BlocksStored(hashes=[1, 2])))
-    index.expire(10.0)
-    index.give(0, [1, 2], 2, 10.0, 11.0)
+    index = _asked_once()
     index.take(0, 1, _report(2, BlocksRemoved(hashes=[2], spare=True)))
     index.expire(50.0)
     assert index.chances().tolist() == [0.0]
@@ -78,16 +73,22 @@ def test_blocks_that_another_worker_keeps_do_not_tell_how_long_others_stay() -> 
 
 
 def test_a_snapshot_does_not_make_blocks_young() -> None:
+    index = _asked_once()
+    index.expire(50.0)
+    index.take(0, 1, KvReport(first=7, events=[BlocksStored(hashes=[1, 2])], is_snapshot=True))
+    index.take(0, 1, _report(8, BlocksRemoved(hashes=[2])))
+    assert index.chances().tolist() == pytest.approx([1.0 / (1 + 40 / 10)])
+
+
+def _asked_once() -> PrefixIndex:
+    """Of a worker that holds two blocks, which were asked for at 10 s."""
     index = PrefixIndex()
     index.add()
     index.begin(0, 1)
     index.take(0, 1, _report(1, BlocksStored(hashes=[1, 2])))
     index.expire(10.0)
     index.give(0, [1, 2], 2, 10.0, 11.0)
-    index.expire(50.0)
-    index.take(0, 1, KvReport(first=7, events=[BlocksStored(hashes=[1, 2])], is_snapshot=True))
-    index.take(0, 1, _report(8, BlocksRemoved(hashes=[2])))
-    assert index.chances().tolist() == pytest.approx([1.0 / (1 + 40 / 10)])
+    return index
 
 
 def _report(first: int, event: KvEvent) -> KvReport:
