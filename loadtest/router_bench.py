@@ -10,7 +10,6 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tandem.deployment import Routing
+from tandem.kv.hashes import Hashes, pack_hashes
 from tandem.messages import BlocksRemoved, BlocksStored, KvEvent, KvFormat, KvReport, Load, StageName, WorkerInfo
 from tandem.routing.router import Plan, Route, Router
 
@@ -114,10 +114,10 @@ class Scene:
     def _hash(self) -> int:
         return self._random.getrandbits(64)
 
-    def prompts(self) -> list[list[int]]:
+    def prompts(self) -> list[Hashes]:
         """Conversations that go on, or begin anew."""
         chains = self._random.choices(self._chains, k=ROUND)
-        return [[*c[: self._random.randrange(CHAIN + 1)], *(self._hash() for _ in range(NEW))] for c in chains]
+        return [pack_hashes(c[: self._random.randrange(CHAIN + 1)] + self._blocks()) for c in chains]
 
     def reports(self) -> list[tuple[str, list[KvEvent]]]:
         """Each says that one conversation's last blocks are gone, and others have come; the index does not grow."""
@@ -126,6 +126,13 @@ class Scene:
 
     def _blocks(self) -> list[int]:
         return [self._hash() for _ in range(NEW)]
+
+    def read(self, plan: Plan) -> None:
+        """A worker reports what it had to read, and then that it is gone again."""
+        reader, writer = plan.workers
+        name = reader or writer
+        blocks = plan.hashes[int(plan.costs.request.held[self._names.index(name)]) :].tolist()
+        self.report(name, [BlocksStored(hashes=blocks), BlocksRemoved(hashes=blocks)])
 
     def report(self, name: str, events: list[KvEvent]) -> None:
         """One worker's answer to a poll."""
@@ -160,7 +167,7 @@ def run_router_bench(rounds: int = 15, policy: str = "kv") -> RouterBenchReport:
 
 def _decide(scene: Scene, workers: int) -> float:
     """Decisions per second, with a steady number of requests under way."""
-    prompts, under_way, read = scene.prompts(), deque[tuple[Plan, Route]](), list[tuple[str, Sequence[int]]]()
+    prompts, under_way, over = scene.prompts(), deque[tuple[Plan, Route]](), list[Plan]()
     router, most = scene.router, IN_HAND * workers
     began = time.process_time()
     for hashes in prompts:
@@ -170,20 +177,15 @@ def _decide(scene: Scene, workers: int) -> float:
         route.sent("prefill")
         under_way.append((plan, route))
         if len(under_way) > most:
-            read.append(_end(*under_way.popleft()))
+            plan, route = under_way.popleft()
+            route.end()
+            over.append(plan)
     seconds = time.process_time() - began
-    read += [_end(plan, route) for plan, route in under_way]
-    for name, blocks in read:  # workers report what they have read, and then that it is gone again
-        new = list(blocks[-NEW:])
-        scene.report(name, [BlocksStored(hashes=new), BlocksRemoved(hashes=new)])
+    for _, route in under_way:
+        route.end()
+    for plan in [*over, *(plan for plan, _ in under_way)]:
+        scene.read(plan)
     return len(prompts) / seconds
-
-
-def _end(plan: Plan, route: Route) -> tuple[str, Sequence[int]]:
-    """A request is over; returns who has read it, and its blocks."""
-    route.end()
-    reader, writer = plan.workers
-    return reader or writer, plan.hashes
 
 
 def _take_in(scene: Scene) -> float:

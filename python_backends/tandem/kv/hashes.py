@@ -7,14 +7,27 @@ the same names, whatever process they are in.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+"""Names of the blocks of a chain, in its order."""
 
 HASH_BYTES = 8
 DIGEST_BYTES = 32
 
 
 def hash_blocks(token_ids: Sequence[int], block_size: int, salt: str = "") -> list[int]:
+    """``hash_chain``, as Python's numbers."""
+    names: list[int] = hash_chain(token_ids, block_size, salt).tolist()
+    return names
+
+
+def hash_chain(token_ids: Sequence[int], block_size: int, salt: str = "") -> Hashes:
     """The names of all whole blocks of ``token_ids``, in their order: BLAKE2b over (name before, tokens), 64 bits.
 
     The first block's name before is a hash of ``salt``. Token ids must fit 32 bits.
@@ -22,11 +35,16 @@ def hash_blocks(token_ids: Sequence[int], block_size: int, salt: str = "") -> li
     name = _hash_salt(salt)
     whole = len(token_ids) - len(token_ids) % block_size
     packed = pack_tokens(token_ids[:whole])
-    names = []
+    names = bytearray()
     for start in range(0, len(packed), 4 * block_size):
         name = _hash(name, packed[start : start + 4 * block_size])
-        names.append(int.from_bytes(name, "little"))
-    return names
+        names += name
+    return np.frombuffer(names, "<u8")
+
+
+def pack_hashes(names: Sequence[int]) -> Hashes:
+    """Names, each of 64 bits without a sign, as ``hash_chain`` gives them."""
+    return np.frombuffer(array("Q", names), np.uint64)
 
 
 def hash_block(before: int | None, tokens: bytes, salt: str = "") -> int:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from tandem.messages.base import Message
+
+BlockHash = Annotated[int, msgspec.Meta(ge=0)]
+"""64 bits; see ``tandem.kv.hashes``."""
 
 
 class BlocksStored(Message, tag="stored", frozen=True, kw_only=True):
-    """These blocks can be reused from now on. Chained hashes name them (``tandem.kv.hashes``), in the chain's order."""
+    """These blocks can be reused from now on. Chained hashes name them, in the chain's order."""
 
-    hashes: list[int]
+    hashes: list[BlockHash]
 
 
 class BlocksRemoved(Message, tag="removed", frozen=True, kw_only=True):
     """These blocks are gone; those that follow them in a chain may still be there, but are of no use."""
 
-    hashes: list[int]
+    hashes: list[BlockHash]
     spare: bool = False
     """Another worker keeps them: that they went says nothing of how long this one keeps others."""
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
 from tandem.kv.handle import find_differences, require_compatible
-from tandem.kv.hashes import hash_blocks
+from tandem.kv.hashes import Hashes, hash_chain
 from tandem.lanes.client import LaneClient
 from tandem.lanes.discovery import Discovery, Resolve, resolve_host
 from tandem.lanes.replica import Replica
@@ -143,7 +143,7 @@ class Fleet:
         Raises:
             TandemError: ``worker_lost`` when there are still none.
         """
-        hashes = hash_blocks(token_ids, self._block_size, salt)
+        hashes = hash_chain(token_ids, self._block_size, salt)
 
         def attempt() -> Plan:
             if avoid:
@@ -154,7 +154,7 @@ class Fleet:
         return await self._patiently(attempt, patience_s)
 
     def _plan_now(
-        self, hashes: list[int], num_tokens: int, max_tokens: int, waiting: int = 0, avoid: Collection[str] = ()
+        self, hashes: Hashes, num_tokens: int, max_tokens: int, waiting: int = 0, avoid: Collection[str] = ()
     ) -> Plan:
         now = time.monotonic()
         stand_in = self._have_met or now >= self._meeting_ends
@@ -180,7 +180,7 @@ class Fleet:
     ) -> Assignment | None:
         """Likewise without those of ``avoid`` and without waiting; None where that leaves nobody."""
         try:
-            hashes = hash_blocks(token_ids, self._block_size, salt)
+            hashes = hash_chain(token_ids, self._block_size, salt)
             return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid=avoid))
         except TandemError:
             return None
@@ -188,7 +188,7 @@ class Fleet:
     def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
         """How long the prompt would take if it began now, the wait in its worker included; 0 where there is none."""
         try:
-            hashes = hash_blocks(token_ids, self._block_size, salt)
+            hashes = hash_chain(token_ids, self._block_size, salt)
             return self._plan_now(hashes, len(token_ids), max_tokens).first_token_s
         except TandemError:
             return 0.0

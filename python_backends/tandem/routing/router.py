@@ -11,6 +11,7 @@ import msgspec
 
 from tandem.deployment import Routing
 from tandem.errors import TandemError
+from tandem.kv.hashes import Hashes
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing import weighing
 from tandem.routing.cost import Costs, Request
@@ -33,7 +34,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     costs: Costs
     """Of the request, on every worker."""
-    hashes: Sequence[int]
+    hashes: Hashes
+    """Of the prompt's whole blocks."""
     verdict: Verdict
     prefill: Choice | None = None
     decode: Choice | None = None
@@ -111,7 +113,7 @@ class Router:
         self._block_size = block_size
         self._policy = make_policy(routing, seed)
         self._keeping = Keeping(seed)
-        self._turns = itertools.count(seed)
+        self._turns = itertools.count(seed % (1 << 32))
         """So that of equal lenders not always the same one is asked."""
         self._table = WorkerTable()
         self._index = PrefixIndex()
@@ -185,7 +187,7 @@ class Router:
 
     def plan(
         self,
-        hashes: Sequence[int],
+        hashes: Hashes,
         num_tokens: int,
         max_tokens: int,
         now: float,
@@ -250,14 +252,14 @@ class Router:
 
     # -------------------------------------------------------------- its parts
 
-    def _find_offer(self, hashes: Sequence[int], num_tokens: int, held: Held) -> Offer | None:
+    def _find_offer(self, hashes: Hashes, num_tokens: int, held: Held) -> Offer | None:
         """Who has most to lend, where there is enough of it for anybody."""
         size = self._block_size
         share = self._table.tokens_per_byte * self._block_bytes / size
-        if not held.runs or share >= 1.0:
+        if not held.most or share >= 1.0:
             return None
-        place, most = held.most(next(self._turns))
-        tokens = size * min(self._index.reported(place, hashes, most), (num_tokens - 1) // size)
+        place = held.holder(next(self._turns))
+        tokens = size * min(self._index.reported(place, hashes, held.most), (num_tokens - 1) // size)
         offer = Offer(place=place, tokens=tokens, share=share)
         return offer if offer.gain(num_tokens, num_tokens) * self._table.prefill_s.item(place) >= LEAST_GAIN_S else None
 
@@ -288,7 +290,7 @@ class Router:
         assert bar is not None
         return self._policy.choose(Candidates(task, self._table, bar, costs))
 
-    def _stand_in(self, costs: Costs, hashes: Sequence[int], allowed: bool, avoided: Places) -> Plan:
+    def _stand_in(self, costs: Costs, hashes: Hashes, allowed: bool, avoided: Places) -> Plan:
         """The plan where no two workers can share the request."""
         decoders, prefillers = (self._table.bar(stage, avoid=avoided) for stage in ("decode", "prefill"))
         bar = prefillers if decoders is None else decoders
@@ -302,7 +304,7 @@ class Router:
     def _plan(
         self,
         costs: Costs,
-        hashes: Sequence[int],
+        hashes: Hashes,
         verdict: Verdict,
         prefill: Choice | None,
         decode: Choice | None,

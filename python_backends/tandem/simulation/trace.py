@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tandem.errors import TandemError
-from tandem.kv.hashes import hash_blocks
+from tandem.kv.hashes import Hashes, hash_chain
 from tandem.messages import DEFAULT_PRIORITY
 
 TRACE_BLOCK = 512
@@ -49,9 +49,9 @@ class Arrival:
     tenant: str = ""
 
     @cached_property
-    def hashes(self) -> list[int]:
+    def hashes(self) -> Hashes:
         """Names of the prompt's whole blocks, as workers and routers name them where a block is one of the trace's."""
-        return hash_blocks(self.prompt(), TRACE_BLOCK, self.tenant)
+        return hash_chain(self.prompt(), TRACE_BLOCK, self.tenant)
 
     def prompt(self) -> list[int]:
         """The prompt's token ids."""

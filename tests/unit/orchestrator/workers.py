@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from tandem.errors import TandemError
+from tandem.kv.hashes import pack_hashes
 from tandem.lanes.client import Mailbox
 from tandem.messages import AnyWork, EngineEvent, Failed, StageName
 from tandem.orchestrator.fleet import Assignment
@@ -120,7 +121,7 @@ class Workers:
     def _plan(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Plan:
         if self.whole:
             stored(self.router, "decode_0", [1])
-        return self.router.plan([1] if self.whole else [], len(token_ids), max_tokens, 0.0, avoid=avoid)
+        return self.router.plan(pack_hashes([1] if self.whole else []), len(token_ids), max_tokens, 0.0, avoid=avoid)
 
     def _assign(self, plan: Plan) -> Assignment:
         prefill, decode = plan.workers

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tandem.deployment import Routing
+from tandem.kv.hashes import pack_hashes
 from tandem.messages import BlocksStored, KvFormat, KvReport, Load, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request
 from tandem.routing.router import Plan, Router
@@ -101,7 +102,7 @@ def ask(
 ) -> Plan:
     """Plan a prompt of these blocks and one token more."""
     num_tokens = len(hashes) * BLOCK + 1 if tokens is None else tokens
-    return router.plan(hashes, num_tokens, answer, now, waiting=waiting, avoid=avoid)
+    return router.plan(pack_hashes(hashes), num_tokens, answer, now, waiting=waiting, avoid=avoid)
 
 
 def make_table(each: int = 1) -> WorkerTable:

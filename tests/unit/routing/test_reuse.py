@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tandem.kv.hashes import pack_hashes
 from tandem.messages import BlocksRemoved, BlocksStored, KvEvent, KvReport
 from tandem.routing.index import PrefixIndex
 from tandem.routing.reuse import REFRESH_S, Reuse
@@ -56,7 +57,7 @@ def test_an_index_knows_how_old_the_blocks_are_that_its_workers_gave_up() -> Non
         index.take(place, 1, _report(1, BlocksStored(hashes=chain)))
     for now, place in ((10.0, 0), (30.0, 1)):
         index.expire(now)
-        index.give(place, [*chain, 5], 4, now, now + 1)
+        index.give(place, pack_hashes([*chain, 5]), 4, now, now + 1)
     for place in range(2):
         index.take(place, 1, _report(2, BlocksRemoved(hashes=[4, 3])))
     index.expire(40.0 + REFRESH_S)
@@ -69,7 +70,7 @@ def test_blocks_that_another_worker_keeps_do_not_tell_how_long_others_stay() -> 
     index.take(0, 1, _report(2, BlocksRemoved(hashes=[2], spare=True)))
     index.expire(50.0)
     assert index.chances().tolist() == [0.0]
-    assert index.held([1, 2]).runs == [(1, 1)]
+    assert index.held(pack_hashes([1, 2])).counts.tolist() == [1]
 
 
 def test_a_snapshot_does_not_make_blocks_young() -> None:
@@ -87,7 +88,7 @@ def _asked_once() -> PrefixIndex:
     index.begin(0, 1)
     index.take(0, 1, _report(1, BlocksStored(hashes=[1, 2])))
     index.expire(10.0)
-    index.give(0, [1, 2], 2, 10.0, 11.0)
+    index.give(0, pack_hashes([1, 2]), 2, 10.0, 11.0)
     return index
 
 

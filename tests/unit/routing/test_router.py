@@ -6,6 +6,7 @@ import pytest
 
 from tandem.deployment import Routing
 from tandem.errors import TandemError
+from tandem.kv.hashes import pack_hashes
 from tandem.messages import BlocksStored, KvReport, Load, StageName
 from tandem.routing.router import EXPECTED_S, Plan, Route, Router
 from tests.unit.routing.sites import BLOCK, BLOCKS, PREFILL_S, ask, info, join, make_router, measured, stored
@@ -180,7 +181,7 @@ def test_one_stage_does_the_work_of_a_stage_that_is_gone(gone: str, stays: str) 
     assert plan.workers[1] in (f"{stays}_0", f"{stays}_1")
     assert plan.verdict.reason == "no pair of workers is ready"
     with pytest.raises(TandemError) as caught:
-        router.plan(PROMPT, 641, 50, 0.0, stand_in=False)
+        router.plan(pack_hashes(PROMPT), 641, 50, 0.0, stand_in=False)
     assert caught.value.code == "worker_lost"
     assert f"no {gone} worker is ready (deployed: {gone}_0, {gone}_1)" in caught.value.message
 
