@@ -53,6 +53,10 @@ _KV = KvFormat(
 )
 
 
+Reading = tuple[str, Hashes]
+"""A worker, and blocks that it reads."""
+
+
 @dataclass(frozen=True)
 class RouterBenchRow:
     """Rates per second of CPU time on one core, each the median of all rounds."""
@@ -89,6 +93,7 @@ class Scene:
             for other in self._names[workers // 2 :]:
                 self.router.pair(one, other)
         self._chains = [[self._hash() for _ in range(CHAIN)] for _ in range(BLOCKS // CHAIN)]
+        self._places = {name: place for place, name in enumerate(self._names)}
         self._next = dict.fromkeys(self._names, 1)
         for chain in self._chains:
             for name in self._random.sample(self._names, HOLDERS):
@@ -127,12 +132,11 @@ class Scene:
     def _blocks(self) -> list[int]:
         return [self._hash() for _ in range(NEW)]
 
-    def read(self, plan: Plan) -> None:
-        """A worker reports what it had to read, and then that it is gone again."""
+    def reading(self, plan: Plan) -> Reading:
+        """Who will read the prompt, and which of its blocks."""
         reader, writer = plan.workers
         name = reader or writer
-        blocks = plan.hashes[int(plan.costs.request.held[self._names.index(name)]) :].tolist()
-        self.report(name, [BlocksStored(hashes=blocks), BlocksRemoved(hashes=blocks)])
+        return name, plan.hashes[int(plan.costs.request.held.item(self._places[name])) :]
 
     def report(self, name: str, events: list[KvEvent]) -> None:
         """One worker's answer to a poll."""
@@ -166,8 +170,9 @@ def run_router_bench(rounds: int = 15, policy: str = "kv") -> RouterBenchReport:
 
 
 def _decide(scene: Scene, workers: int) -> float:
-    """Decisions per second, with a steady number of requests under way."""
-    prompts, under_way, over = scene.prompts(), deque[tuple[Plan, Route]](), list[Plan]()
+    """Decisions per second, with a steady number of requests under way. Of each, its route is kept, and which of its
+    blocks are read where."""
+    prompts, under_way, over = scene.prompts(), deque[tuple[Route, Reading]](), list[Reading]()
     router, most = scene.router, IN_HAND * workers
     began = time.process_time()
     for hashes in prompts:
@@ -175,16 +180,18 @@ def _decide(scene: Scene, workers: int) -> float:
         plan = router.plan(hashes, len(hashes) * BLOCK_SIZE + 1, 200, now)
         route = router.commit(plan, now)
         route.sent("prefill")
-        under_way.append((plan, route))
+        under_way.append((route, scene.reading(plan)))
         if len(under_way) > most:
-            plan, route = under_way.popleft()
+            route, reading = under_way.popleft()
             route.end()
-            over.append(plan)
+            over.append(reading)
     seconds = time.process_time() - began
-    for _, route in under_way:
+    for route, reading in under_way:
         route.end()
-    for plan in [*over, *(plan for plan, _ in under_way)]:
-        scene.read(plan)
+        over.append(reading)
+    for name, blocks in over:  # workers report what they have read, and then that it is gone again
+        read = blocks.tolist()
+        scene.report(name, [BlocksStored(hashes=read), BlocksRemoved(hashes=read)])
     return len(prompts) / seconds
 
 

@@ -74,9 +74,13 @@ class Attempt:
 
     def __init__(self, name: str, wanted: Wanted, replay: list[int], assignment: Assignment, deadlines: Deadlines):
         """``name`` is that of no other attempt; ``replay`` is the answer so far."""
-        self.plan, self.route = assignment.plan, assignment.route
+        plan = assignment.plan  # which is not kept: it has the costs on all workers
+        self.route = assignment.route
         self.is_whole = assignment.prefill is None
         """One worker does both stages."""
+        self.first_token_s = plan.first_token_s
+        """Expected until the first token is there."""
+        self._keeps: dict[StageName, bool] = {"prefill": plan.keeps("prefill"), "decode": plan.keeps("decode")}
         self._replay = replay
         self.step = "waiting for workers"
         """Where it is, for messages."""
@@ -123,7 +127,7 @@ class Attempt:
             request_id=self._work_id("prefill"),
             **self._work(),
             lender=self._lender,
-            keeps=self.plan.keeps("prefill"),
+            keeps=self._keeps["prefill"],
         )
         await self._submit("prefill", self._first, work)
         self._limit(self._deadlines.prefill_s, "limits.prefill_timeout_s: no first token")
@@ -137,7 +141,7 @@ class Attempt:
         the prefill worker is the attempt's end too."""
         self.step = f"in decode on {self.decode_worker}"
         self._replay = output_ids
-        keeps = self.plan.keeps("decode")
+        keeps = self._keeps["decode"]
         work = Decode(request_id=self._work_id("decode"), handle=handle, **self._work(), keeps=keeps)
         await self._submit("decode", self._decode, work)
         self._limit(self._deadlines.handover_s, "kv.lease_s + kv.transfer_timeout_s: decode has not got the KV")

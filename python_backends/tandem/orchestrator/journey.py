@@ -189,13 +189,12 @@ class Journey:
         """Have the prompt read, with the answer so far; a second time elsewhere if that takes too long. Returns the
         attempt that was first, with its first events."""
         self._enter("prefill")
-        split = attempt.plan.verdict.split
-        if attempt.is_whole or split is None:
+        if attempt.is_whole:
             return attempt, await attempt.begin()
         began = time.monotonic()
-        late_s = self._hedging.late_after(split.prefill_s)
+        late_s = self._hedging.late_after(attempt.first_token_s)
         winner, events = await race(attempt, late_s, lambda: self._second_start(attempt))
-        self._hedging.took(split.prefill_s, time.monotonic() - began)
+        self._hedging.took(attempt.first_token_s, time.monotonic() - began)
         for other in self._attempts:
             if other is not winner:
                 other.end()
@@ -269,7 +268,7 @@ class Journey:
         name = f"{self._id}/{next(self._tries)}"
         attempt = Attempt(name, self._wanted, list(self._token_ids), assignment, self._deadlines)
         self._attempts.append(attempt)
-        why = one_line(attempt.plan)
+        why = one_line(assignment.plan)
         log.debug("request %s: %s", self._id, why)
         self._note(route=why)
         self._note_workers(attempt)

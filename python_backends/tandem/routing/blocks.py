@@ -13,14 +13,11 @@ when it is expected to report it (NaN: it has).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from tandem.kv.hashes import Hashes
+from tandem.routing.compiled import compiled
 
 Rows = NDArray[np.uint64]
 """Of a table; shape [rows, numbers of one]."""
@@ -37,12 +34,6 @@ FEW = 6
 """So many that hold most of a prompt take turns in lending it."""
 _USED, _UNTIL = 1, 2
 _OWN_WIDTH = 3
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(signature: str) -> Callable[[_Function], _Function]:
-    return njit(signature, error_model="numpy", cache=True)  # type: ignore[no-any-return]
 
 
 class BlockTable:
@@ -72,12 +63,12 @@ class BlockTable:
 # ------------------------------------------------------------------ rows
 
 
-@_compiled("u8(u8)")
+@compiled("u8(u8)")
 def _name(given: np.uint64) -> np.uint64:
     return _ZERO if given == _FREE else given
 
 
-@_compiled("i8(u8[:,::1], u8)")
+@compiled("i8(u8[:,::1], u8)")
 def _find(rows: Rows, name: np.uint64) -> int:
     """The row of ``name``, or the free one where it would go."""
     last = rows.shape[0] - 1
@@ -87,13 +78,13 @@ def _find(rows: Rows, name: np.uint64) -> int:
     return row  # type: ignore[return-value]  # which is one to numba
 
 
-@_compiled("void(u8[:,::1], i8, u8[:,::1], i8)")
+@compiled("void(u8[:,::1], i8, u8[:,::1], i8)")
 def _copy(rows: Rows, row: int, into: Rows, place: int) -> None:
     for number in range(rows.shape[1]):
         into[place, number] = rows[row, number]
 
 
-@_compiled("void(u8[:,::1], i8)")
+@compiled("void(u8[:,::1], i8)")
 def _take_out(rows: Rows, gap: int) -> None:
     """Free a row, and close the gap: whoever was put further on because it was taken moves up."""
     last = rows.shape[0] - 1
@@ -110,14 +101,14 @@ def _take_out(rows: Rows, gap: int) -> None:
         rows[gap, number] = _FREE
 
 
-@_compiled("void(u8[:,::1], u8[:,::1])")
+@compiled("void(u8[:,::1], u8[:,::1])")
 def _move(rows: Rows, larger: Rows) -> None:
     for row in range(rows.shape[0]):
         if rows[row, 0] != _FREE:
             _copy(rows, row, larger, _find(larger, rows[row, 0]))
 
 
-@_compiled("i8(u8[:,::1], u8, i8)")
+@compiled("i8(u8[:,::1], u8, i8)")
 def _hold(holders: Rows, name: np.uint64, place: int) -> int:
     """One more worker holds a block; 1 if nobody did before."""
     row = _find(holders, name)
@@ -127,7 +118,7 @@ def _hold(holders: Rows, name: np.uint64, place: int) -> int:
     return 1 if is_new else 0
 
 
-@_compiled("i8(u8[:,::1], u8, i8)")
+@compiled("i8(u8[:,::1], u8, i8)")
 def _let_go(holders: Rows, name: np.uint64, place: int) -> int:
     """A worker holds a block no more; 1 if nobody does now."""
     row = _find(holders, name)
@@ -141,7 +132,7 @@ def _let_go(holders: Rows, name: np.uint64, place: int) -> int:
     return 1
 
 
-@_compiled("b1(u8[:,::1], i8, u8[::1])")
+@compiled("b1(u8[:,::1], i8, u8[::1])")
 def _has_all(holders: Rows, row: int, workers: Rows) -> bool:
     """Whether all these hold a block."""
     lacking = _FREE
@@ -150,7 +141,7 @@ def _has_all(holders: Rows, row: int, workers: Rows) -> bool:
     return lacking == _FREE  # type: ignore[no-any-return]
 
 
-@_compiled("void(f8[::1], i8, u8, i8)")
+@compiled("void(f8[::1], i8, u8, i8)")
 def _write(counts: NDArray[np.float64], place: int, workers: np.uint64, count: int) -> None:
     """Write a count for each worker that has a bit, the first one's at ``place``."""
     while workers:
@@ -163,7 +154,7 @@ def _write(counts: NDArray[np.float64], place: int, workers: np.uint64, count: i
 # ------------------------------------------------------------------ what workers say returns the rows that came or went
 
 
-@_compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[::1], i8, f8)")
+@compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[::1], i8, f8)")
 def store(holders: Rows, own: Rows, hashes: Hashes, place: int, now: float) -> tuple[int, int]:
     """A worker has these blocks. Returns how many rows are new in ``holders``, and in ``own``."""
     times = own.view(np.float64)
@@ -179,7 +170,7 @@ def store(holders: Rows, own: Rows, hashes: Hashes, place: int, now: float) -> t
     return new_blocks, new_rows
 
 
-@_compiled("Tuple((f8, i8, i8))(u8[:,::1], u8[:,::1], u8[::1], i8)")
+@compiled("Tuple((f8, i8, i8))(u8[:,::1], u8[:,::1], u8[::1], i8)")
 def remove(holders: Rows, own: Rows, hashes: Hashes, place: int) -> tuple[float, int, int]:
     """A worker has these blocks no more. Returns when the one of them that was used last was used, -inf if it had none;
     and how many rows have gone from ``holders``, and from ``own``."""
@@ -197,7 +188,7 @@ def remove(holders: Rows, own: Rows, hashes: Hashes, place: int) -> tuple[float,
     return used, gone_blocks, gone_rows
 
 
-@_compiled("i8(u8[:,::1], u8[:,::1], i8)")
+@compiled("i8(u8[:,::1], u8[:,::1], i8)")
 def forget(holders: Rows, own: Rows, place: int) -> int:
     """A worker holds nothing of what ``own`` says, which stays as it is. Returns how many rows have gone from
     ``holders``."""
@@ -208,7 +199,7 @@ def forget(holders: Rows, own: Rows, place: int) -> int:
     return gone_blocks
 
 
-@_compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[:,::1], i8)")
+@compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[:,::1], i8)")
 def carry_over(holders: Rows, before: Rows, own: Rows, place: int) -> tuple[int, int]:
     """After a snapshot, which does not say how old its blocks are, and may be older than what is expected: both are
     taken from the table of before. Returns how many rows are new in ``holders``, and in ``own``."""
@@ -233,7 +224,7 @@ def carry_over(holders: Rows, before: Rows, own: Rows, place: int) -> tuple[int,
 # ------------------------------------------------------------------ what this router has brought about
 
 
-@_compiled("Tuple((f8, i8, i8))(u8[:,::1], u8[:,::1], u8[::1], i8, i8, f8, f8)")
+@compiled("Tuple((f8, i8, i8))(u8[:,::1], u8[:,::1], u8[::1], i8, i8, f8, f8)")
 def expect(
     holders: Rows, own: Rows, hashes: Hashes, held: int, place: int, now: float, until: float
 ) -> tuple[float, int, int]:
@@ -261,7 +252,7 @@ def expect(
     return age_s, new_blocks, new_rows
 
 
-@_compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[::1], i8, f8)")
+@compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[::1], i8, f8)")
 def stop_expecting(holders: Rows, own: Rows, hashes: Hashes, place: int, now: float) -> tuple[int, int]:
     """Of these blocks, a worker does not hold those that it should have reported by ``now``. Returns how many rows have
     gone from ``holders``, and from ``own``."""
@@ -280,7 +271,7 @@ def stop_expecting(holders: Rows, own: Rows, hashes: Hashes, place: int, now: fl
 # ------------------------------------------------------------------ the questions
 
 
-@_compiled("i8(u8[:,::1], u8[::1], f8[::1])")
+@compiled("i8(u8[:,::1], u8[::1], f8[::1])")
 def count_held(holders: Rows, hashes: Hashes, counts: NDArray[np.float64]) -> int:
     """Write to ``counts``, of zeros, how many blocks of a chain each worker holds; returns the most.
 
@@ -317,7 +308,7 @@ def count_held(holders: Rows, hashes: Hashes, counts: NDArray[np.float64]) -> in
     return most
 
 
-@_compiled("i8(f8[::1], i8, i8)")
+@compiled("i8(f8[::1], i8, i8)")
 def find_holder(counts: NDArray[np.float64], most: int, turn: int) -> int:
     """One of the first few workers that hold ``most``, of which there must be one; another one with the next turn."""
     few = np.empty(FEW, np.int64)
@@ -329,7 +320,7 @@ def find_holder(counts: NDArray[np.float64], most: int, turn: int) -> int:
     return few[turn % found]  # type: ignore[no-any-return]
 
 
-@_compiled("i8(u8[:,::1], u8[::1], i8)")
+@compiled("i8(u8[:,::1], u8[::1], i8)")
 def count_reported(own: Rows, hashes: Hashes, held: int) -> int:
     """Of the first ``held`` blocks that a worker is believed to hold, how many it has reported: the others are yet to
     be computed there."""

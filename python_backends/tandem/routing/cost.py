@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from tandem.routing import weighing
 from tandem.routing.disaggregation import Task
@@ -79,25 +80,12 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
         return {name: row for name, row in rows.items() if name != "room" or row.any()}
 
 
-class Costs:
+class Costs(msgspec.Struct, frozen=True, gc=False):
     """All costs of one request at one moment."""
 
-    def __init__(self, table: WorkerTable, request: Request) -> None:
-        self.request = request
-        self.weighed: Numbers = weighing.weigh(
-            table.columns,
-            request.held,
-            request.chances,
-            float(request.block_size),
-            float(request.num_tokens),
-            float(request.lent_tokens),
-            request.lent_share,
-            float(request.prompt_blocks),
-            float(request.all_blocks),
-            float(request.answer_tokens),
-            table.busy_share("prefill"),
-        )
-        """All of them and what they are made of, by the rows of ``weighing``; shape [rows, workers]."""
+    request: Request
+    weighed: Numbers
+    """All of them and what they are made of, by the rows of ``weighing``; shape [rows, workers]."""
 
     @property
     def uncached(self) -> Numbers:
@@ -115,3 +103,22 @@ class Costs:
     def of(self, task: Task) -> Cost:
         """The seconds of a task on every worker."""
         return Cost(self.weighed[_TOTALS[task]], task, self.weighed)
+
+
+def weigh(table: WorkerTable, request: Request) -> Costs:
+    """What a request costs now."""
+    readers = table.bar("prefill")
+    weighed = weighing.weigh(
+        table.columns,
+        np.full(len(request.held), np.inf) if readers is None else readers,
+        request.held,
+        request.chances,
+        request.block_size,
+        request.num_tokens,
+        request.lent_tokens,
+        request.lent_share,
+        request.prompt_blocks,
+        request.all_blocks,
+        request.answer_tokens,
+    )
+    return Costs(request, weighed)

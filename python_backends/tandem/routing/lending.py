@@ -8,7 +8,7 @@ LEAST_GAIN_S = 0.02
 """What is gained by less is not worth a question, and the wait for its answer."""
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
+class Offer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The worker that holds most of a prompt."""
 
     place: int

@@ -14,7 +14,7 @@ from tandem.errors import TandemError
 from tandem.kv.hashes import Hashes
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing import weighing
-from tandem.routing.cost import Costs, Request
+from tandem.routing.cost import Costs, Request, weigh
 from tandem.routing.disaggregation import Split, Task, Verdict, Whole, choose_way
 from tandem.routing.index import Held, PrefixIndex
 from tandem.routing.keeping import Keeping
@@ -75,13 +75,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return None if self.lender is None else (self.names[self.lender.place], self.lender.tokens)
 
 
-class Route:
+class Route(msgspec.Struct, frozen=True, gc=False):
     """A request on its way: what it takes of the workers chosen for it is counted until it ends."""
 
-    def __init__(self, prefill: Booking | None, decode: Booking) -> None:
-        self.prefill = prefill
-        """None: the decode worker does both stages."""
-        self.decode = decode
+    prefill: Booking | None
+    """None: the decode worker does both stages."""
+    decode: Booking
 
     def sent(self, stage: StageName) -> None:
         """The worker of this stage has got its work."""
@@ -208,7 +207,7 @@ class Router:
         held = self._index.held(hashes)
         offer = self._find_offer(hashes, num_tokens, held) if self._lends else None
         table = self._table
-        costs = Costs(table, self._request(held, num_tokens, max_tokens, offer))
+        costs = weigh(table, self._request(held, num_tokens, max_tokens, offer))
         avoided = frozenset(self._places[name] for name in avoid if name in self._places) if avoid else NOBODY
         bar = table.paired_bar(avoided)
         if bar is None:

@@ -74,8 +74,6 @@ class WorkerTable:
         self._paired: Flags = np.zeros((0, 0), np.bool_)
         self._bars: dict[object, Numbers | None] = {}
         """Worked out since somebody joined, left or was paired."""
-        self._busy_shares: dict[StageName, float] = {}
-        """Worked out since somebody became busy or idle, or others took new work."""
         self._set_columns(np.zeros((len(COLUMNS), 0), np.float64))
 
     # -------------------------------------------------------------- who there is
@@ -150,7 +148,6 @@ class WorkerTable:
     def _forget_answers(self) -> None:
         """Others take new work than before."""
         self._bars.clear()
-        self._busy_shares.clear()
 
     def deployed(self, stage: StageName) -> list[str]:
         """The names of a stage's workers, whether they are there or not."""
@@ -188,14 +185,6 @@ class WorkerTable:
 
     # -------------------------------------------------------------- what they have in hand
 
-    def busy_share(self, stage: StageName) -> float:
-        """Of a stage's workers that take new work, those that have some in hand."""
-        if stage not in self._busy_shares:
-            bar = self.bar(stage)
-            share = 0.0 if bar is None else int(np.count_nonzero(self.in_hand > bar)) / self.usable(stage)
-            self._busy_shares[stage] = share
-        return self._busy_shares[stage]
-
     def idle_blocks(self, stage: StageName) -> float:
         """KV blocks of a stage's workers that no request holds, or will as answers grow."""
         bar = self.bar(stage)
@@ -231,8 +220,6 @@ class WorkerTable:
         if worker is not self._workers[place]:
             return  # removed since
         requests = worker.requests
-        if (requests > 0) != (self.in_hand.item(place) > 0):
-            self._busy_shares.clear()
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
         self.in_hand[place] = requests

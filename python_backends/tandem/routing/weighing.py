@@ -6,16 +6,15 @@ decision. The first time on a machine the import compiles for some seconds; numb
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
 
-from tandem.routing.table import COLUMNS
+from tandem.routing.compiled import compiled
+from tandem.routing.table import COLUMNS, Numbers
 
-_WAIT, _PREFILL, _STEP, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
+_WAIT, _PREFILL, _STEP, _IN_HAND, _STALLED, _BATCH_SHARE, _USED_SHARE, _BLOCK_SHARE = (
     COLUMNS.index(name)
-    for name in ("wait_s", "prefill_s", "step_s", "stalled", "batch_share", "used_share", "block_share")
+    for name in ("wait_s", "prefill_s", "step_s", "in_hand", "stalled", "batch_share", "used_share", "block_share")
 )
 
 _ROWS = 15
@@ -39,28 +38,41 @@ _ROWS = 15
 """Rows of what ``weigh`` returns: tokens that are not held, and that it takes as long as reading so many to have; then
 seconds, of each task the total, and what is added up to it."""
 
-_compile: dict[str, Any] = {"error_model": "numpy", "cache": True}
+_APART = 8
+"""Numbers between rows: were they a power of two apart, all would share a few lines of the processor's cache."""
 
 
-@njit("f8[:,::1](f8[:,::1], f8[::1], f8[::1], f8, f8, f8, f8, f8, f8, f8, f8)", **_compile)  # type: ignore[untyped-decorator]
+@compiled("f8(f8[:,::1], f8[::1])")
+def _find_busy(columns: Numbers, readers: Numbers) -> float:
+    """Of prefill workers that take new work, the share of those that have some in hand; 0 if there are none."""
+    count = busy = 0
+    for w in range(columns.shape[1]):
+        if readers[w] == 0.0:
+            count += 1
+            if columns[_IN_HAND, w] > 0.0:
+                busy += 1
+    return busy / count if count else 0.0
+
+
+@compiled("f8[:,:](f8[:,::1], f8[::1], f8[::1], f8[::1], f8, f8, f8, f8, f8, f8, f8)")
 def weigh(
-    columns: Any,
-    held: Any,
-    chances: Any,
-    block_size: Any,
-    num_tokens: Any,
-    lent_tokens: Any,
-    lent_share: Any,
-    prompt_blocks: Any,
-    all_blocks: Any,
-    answer_tokens: Any,
-    busy: Any,
-) -> Any:
+    columns: Numbers,
+    readers: Numbers,
+    held: Numbers,
+    chances: Numbers,
+    block_size: float,
+    num_tokens: float,
+    lent_tokens: float,
+    lent_share: float,
+    prompt_blocks: float,
+    all_blocks: float,
+    answer_tokens: float,
+) -> Numbers:
     """What a request costs on each worker; shape [rows, workers].
 
     Prefill, until the first token: the prompts before it, its own tokens that have to be read, and room for its blocks.
-    What it reads holds up those who come after it, the likelier the more workers are ``busy``; and each block of it
-    takes the place of another one, which has to be read again if it is asked for.
+    What it reads holds up those who come after it, the likelier the more prefill workers have work in hand; and each
+    block of it takes the place of another one, which has to be read again if it is asked for.
 
     Decode, of the answer: its steps, what it adds to those of others, and the wait for room in batch and KV memory.
 
@@ -69,12 +81,14 @@ def weigh(
 
     Args:
         columns: of the ``WorkerTable``, [columns, workers].
+        readers: 0 for the prefill workers that take new work, infinite for all others; [workers].
         held: blocks of the prompt that a worker holds, [workers].
         chances: how likely what its cache gives up would be asked for again, [workers].
         lent_tokens: of the prompt, what a prefill worker can borrow.
         lent_share: of the time that a token takes to be read, what its KV takes to come from elsewhere.
     """
-    costs = np.empty((_ROWS, columns.shape[1]))
+    costs = np.empty((_ROWS, columns.shape[1] + _APART))[:, : columns.shape[1]]
+    busy = _find_busy(columns, readers)
     rest = (1.0 - lent_share) * (num_tokens - lent_tokens)
     for w in range(columns.shape[1]):
         # The last token is always read, whatever is held: it gives the first one of the answer.
@@ -107,8 +121,10 @@ def weigh(
     return costs
 
 
-@njit("UniTuple(i8, 2)(f8[::1], f8[::1], f8[::1], f8, i8[::1])", **_compile)  # type: ignore[untyped-decorator]
-def find_near(total: Any, bar: Any, lacking: Any, factor: Any, near: Any) -> Any:
+@compiled("UniTuple(i8, 2)(f8[::1], f8[::1], f8[::1], f8, i8[::1])")
+def find_near(
+    total: Numbers, bar: Numbers, lacking: Numbers, factor: float, near: NDArray[np.int64]
+) -> tuple[int, int]:
     """The place of the least ``total`` where the ``bar`` is 0, and how many cost at most ``factor`` times as much and
     lack no more than it; their places are written to ``near``. All of shape [workers]."""
     best = -1

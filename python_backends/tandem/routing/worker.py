@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from tandem.messages import Load
 from tandem.routing.answers import AnswerLengths
 from tandem.routing.speeds import Mean, Speeds
@@ -133,15 +135,17 @@ class WorkerState:
         self._changed(self)
 
 
-class Booking:
+class Booking(msgspec.Struct, gc=False):
     """One request's part of what a worker has in hand, from the choice to the end."""
 
-    __slots__ = ("_blocks", "_ended", "_sent", "_tokens", "_worker")
+    _worker: WorkerState
+    _tokens: int
+    _blocks: int
+    _sent: bool = False
+    _ended: bool = False
 
-    def __init__(self, worker: WorkerState, tokens: int, blocks: int) -> None:
-        self._worker, self._tokens, self._blocks = worker, tokens, blocks
-        self._sent = self._ended = False
-        worker._count(1, tokens, blocks)
+    def __post_init__(self) -> None:
+        self._worker._count(1, self._tokens, self._blocks)
 
     def send(self) -> None:
         """The worker has got the request, and counts it in its reports from now on."""

@@ -10,7 +10,7 @@ import numpy as np
 from tandem.deployment import Routing
 from tandem.kv.hashes import pack_hashes
 from tandem.messages import BlocksStored, KvFormat, KvReport, Load, StageName, WorkerInfo
-from tandem.routing.cost import Costs, Request
+from tandem.routing.cost import Costs, Request, weigh
 from tandem.routing.router import Plan, Router
 from tandem.routing.speeds import KNEE_TOKENS
 from tandem.routing.table import WorkerTable
@@ -144,4 +144,4 @@ def make_costs(
         chances=lost,
         **lent,
     )
-    return Costs(table, request)
+    return weigh(table, request)
