@@ -15,17 +15,15 @@ class AnswerLengths:
 
     def __init__(self) -> None:
         self._asked = self._written = DOUBT_TOKENS
-
-    @property
-    def share(self) -> float:
+        self.share = 1.0
         """What an answer comes to, of the most that it may."""
-        return self._written / self._asked
 
     def ended(self, max_tokens: int, tokens: int) -> None:
         """An answer of at most ``max_tokens`` has come to ``tokens``."""
         keep = math.exp(-1 / REMEMBERED)
         self._asked = keep * self._asked + max_tokens
         self._written = keep * self._written + tokens
+        self.share = self._written / self._asked
 
     def expected(self, max_tokens: int) -> int:
         """Tokens that an answer is likely to come to, one at least."""

@@ -138,24 +138,27 @@ class PrefixIndex:
         worker = self._workers[place]
         if not worker.reports or not len(hashes):
             return
-        self._make_room(place, len(hashes) - held)
-        age_s, new_blocks, new_rows = blocks.expect(
-            self._holders.rows, worker.table.rows, hashes, held, place, now, until
-        )
-        self._count(place, new_blocks, new_rows)
+        holders, own = self._holders, worker.table
+        holders.make_room(len(hashes) - held)
+        own.make_room(len(hashes) - held)
+        age_s, new_blocks, new_rows = blocks.expect(holders.rows, own.rows, hashes, held, place, now, until)
+        holders.taken += new_blocks
+        own.taken += new_rows
         self._reuse.placed(len(hashes), held, age_s)
         self._expectations.append((until, place, worker.epoch, hashes[held:]))
 
     def expire(self, now: float) -> None:
         """It is ``now``: stop believing in what should have been reported by now."""
         self._now = now
-        expectations = self._expectations
+        holders, expectations = self._holders, self._expectations
         while expectations and expectations[0][0] <= now:
             _, place, epoch, hashes = expectations.popleft()
             worker = self._workers[place]
             if epoch == worker.epoch:
-                gone = blocks.stop_expecting(self._holders.rows, worker.table.rows, hashes, place, now)
-                self._count(place, -gone[0], -gone[1])
+                own = worker.table
+                gone_blocks, gone_rows = blocks.stop_expecting(holders.rows, own.rows, hashes, place, now)
+                holders.taken -= gone_blocks
+                own.taken -= gone_rows
 
     # -------------------------------------------------------------- the questions
 

@@ -70,6 +70,8 @@ class WorkerTable:
         self._typical, self.answers = Speeds(), AnswerLengths()
         self.tokens_per_byte = math.inf
         """Of prompts, as many as are read in the time that a byte of KV takes to come from elsewhere."""
+        self.has_measured_prefill = False
+        """Whether any worker has told how fast it reads prompts: before that, all such times are guesses."""
         self._usable: Flags = np.zeros(0, np.bool_)
         self._paired: Flags = np.zeros((0, 0), np.bool_)
         self._bars: dict[object, Numbers | None] = {}
@@ -197,11 +199,6 @@ class WorkerTable:
         """Whether KV can move between these two."""
         return bool(self._paired[one, other])
 
-    @property
-    def has_measured_prefill(self) -> bool:
-        """Whether any worker has told how fast it reads prompts: before that, all such times are guesses."""
-        return self._typical.prefill.known
-
     def report(self, place: int, load: Load) -> None:
         """A worker says how it does."""
         self._workers[place].report(load)
@@ -233,6 +230,7 @@ class WorkerTable:
         self.prefill_more_s[place], self.prefill_step_s[place] = worker.prefill_more_s, worker.prefill_step_s
         self.block_share[place] = 1 / worker.blocks_total if worker.blocks_total else 0.0
         prefill, pull = self._typical.prefill, self._typical.pull
+        self.has_measured_prefill = prefill.known
         if prefill.known and pull.known:
             self.tokens_per_byte = pull.value / prefill.token_s
 

@@ -34,14 +34,8 @@ class Amounts:
 
     __slots__ = ("blocks", "requests", "tokens")
 
-    def __init__(self, requests: int = 0, tokens: int = 0, blocks: int = 0) -> None:
-        self.requests, self.tokens, self.blocks = requests, tokens, blocks
-
-    def add(self, requests: int, tokens: int, blocks: int) -> None:
-        """Count more, or with negative numbers less."""
-        self.requests += requests
-        self.tokens += tokens
-        self.blocks += blocks
+    def __init__(self) -> None:
+        self.requests = self.tokens = self.blocks = 0
 
 
 class WorkerState:
@@ -127,12 +121,27 @@ class WorkerState:
             steps = typical
         self.prefill_s, self.prefill_more_s = steps.token_s, steps.more_s
 
-    def _count(self, requests: int, tokens: int, blocks: int) -> None:
-        self._own.add(requests, tokens, blocks)
+    # -------------------------------------------------------------- this router's part
+
+    def count(self, requests: int, tokens: int, blocks: int, was_sent: bool) -> None:
+        """More is in hand, or with negative numbers less; ``was_sent``: of what the worker has got."""
+        own = self._own
+        own.requests += requests
+        own.tokens += tokens
+        own.blocks += blocks
+        if was_sent:
+            self.sent(requests, tokens, blocks)
         self.requests += requests
         self.tokens += tokens
         self.blocks += blocks
         self._changed(self)
+
+    def sent(self, requests: int, tokens: int, blocks: int) -> None:
+        """The worker has got so much of what is in hand, and counts it in its reports from now on."""
+        sent = self._sent
+        sent.requests += requests
+        sent.tokens += tokens
+        sent.blocks += blocks
 
 
 class Booking(msgspec.Struct, gc=False):
@@ -145,30 +154,25 @@ class Booking(msgspec.Struct, gc=False):
     _ended: bool = False
 
     def __post_init__(self) -> None:
-        self._worker._count(1, self._tokens, self._blocks)
+        self._worker.count(1, self._tokens, self._blocks, was_sent=False)
 
     def send(self) -> None:
         """The worker has got the request, and counts it in its reports from now on."""
         if not (self._sent or self._ended):
             self._sent = True
-            self._worker._sent.add(1, self._tokens, self._blocks)
+            self._worker.sent(1, self._tokens, self._blocks)
 
     def read(self) -> None:
         """The prompt has been read: the first token is there."""
         if self._tokens and not self._ended:
-            self._take(0, self._tokens, 0)
+            self._worker.count(0, -self._tokens, 0, self._sent)
             self._tokens = 0
 
     def end(self) -> None:
         """The worker has nothing of the request any more; may be called again."""
         if not self._ended:
             self._ended = True
-            self._take(1, self._tokens, self._blocks)
-
-    def _take(self, requests: int, tokens: int, blocks: int) -> None:
-        self._worker._count(-requests, -tokens, -blocks)
-        if self._sent:
-            self._worker._sent.add(-requests, -tokens, -blocks)
+            self._worker.count(-1, -self._tokens, -self._blocks, self._sent)
 
 
 def _measured(mean: Mean, typical: Mean, guess: float) -> float:

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from tandem.routing.policies.base import Candidates, Choice
-from tandem.routing.weighing import find_near
+from tandem.routing.weighing import UNCACHED, find_near
 
 
 class KvPolicy:
@@ -27,18 +27,19 @@ class KvPolicy:
 
     def choose(self, candidates: Candidates) -> Choice:
         """The cheapest worker, or one that is nearly as cheap and has no more of the prompt to read."""
-        cost, bar = candidates.costs.of(candidates.task), candidates.bar
+        costs, bar = candidates.costs, candidates.bar
+        cost = costs.of(candidates.task)
         total = cost.total
         if len(self._places) < len(total):
             self._places = np.zeros(len(total), np.int64)
         # Never give up a cache hit for the sake of chance; to decode it makes no difference.
-        lacking = bar if candidates.task == "decode" else candidates.costs.uncached
+        lacking = bar if candidates.task == "decode" else costs.weighed[UNCACHED]
         best, count = find_near(total, bar, lacking, self._near, self._places)
         if count == 1:
-            return Choice(best, "least cost", cost, candidates.bar, best)
+            return Choice(best, "least cost", cost, bar, best)
         # The cheaper of two: all have a chance, the cheaper the better, and it takes no sums over all of them.
         draw = self._random.random
         places = self._places
         one, other = places.item(int(count * draw())), places.item(int(count * draw()))
         place = one if total.item(one) <= total.item(other) else other
-        return Choice(place, f"drawn among {count} of nearly the least cost", cost, candidates.bar, best)
+        return Choice(place, f"drawn among {count} of nearly the least cost", cost, bar, best)
