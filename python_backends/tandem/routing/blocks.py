@@ -2,9 +2,9 @@
 
 A table has a row for each block. Its first number is the block's name; a row is found from there: at the place that the
 name's lowest bits say, or at the next ones if others have taken that (linear probing; rows are taken out so that no gap
-is left, Knuth, The Art of Computer Programming 3, 6.4, algorithm R). Half of the rows at most are taken. Hashes are
-hashes, so their bits need no more mixing. As dicts the same tables take five times the memory, and a decision looks up
-what no cache of the processor has at hand.
+is left: Knuth, The Art of Computer Programming 3, 6.4, algorithm R). Half of the rows at most are taken. Names are
+hashes, so their bits need no more mixing. What a decision looks up no cache of the processor has at hand: here it lies
+side by side, where a dict has it in four places.
 
 ``holders``, one table, has the workers that hold a block: 64 to a number, a bit for each. ``own`` is a worker's table:
 when a block was stored, or last used as the end of what a prompt found (NaN: the worker has not reported it), and until
