@@ -30,7 +30,7 @@ _ZERO = np.uint64(0x9E3779B97F4A7C15)
 _ONE = np.uint64(1)
 _WORD = 64
 """Workers in one number."""
-FEW = 6
+_FEW = 6
 """So many that hold most of a prompt take turns in lending it."""
 _USED, _UNTIL = 1, 2
 _OWN_WIDTH = 3
@@ -151,7 +151,7 @@ def _write(counts: NDArray[np.float64], place: int, workers: np.uint64, count: i
         place += 1
 
 
-# ------------------------------------------------------------------ what workers say returns the rows that came or went
+# ------------------------------------------------------------------ what workers say
 
 
 @compiled("UniTuple(i8, 2)(u8[:,::1], u8[:,::1], u8[::1], i8, f8)")
@@ -311,10 +311,10 @@ def count_held(holders: Rows, hashes: Hashes, counts: NDArray[np.float64]) -> in
 @compiled("i8(f8[::1], i8, i8)")
 def find_holder(counts: NDArray[np.float64], most: int, turn: int) -> int:
     """One of the first few workers that hold ``most``, of which there must be one; another one with the next turn."""
-    few = np.empty(FEW, np.int64)
+    few = np.empty(_FEW, np.int64)
     found = 0
     for place in range(counts.shape[0]):
-        if counts[place] == most and found < FEW:
+        if counts[place] == most and found < _FEW:
             few[found] = place
             found += 1
     return few[turn % found]  # type: ignore[no-any-return]
