@@ -46,15 +46,15 @@ class BlockTable:
     def make_room(self, more: int) -> None:
         """So many rows can be put in now."""
         if 2 * (self.taken + more) > len(self.rows):
-            self._move(1 << (2 * (self.taken + more)).bit_length(), self.rows.shape[1])
+            self._grow(1 << (2 * (self.taken + more)).bit_length(), self.rows.shape[1])
 
     def make_room_for_worker(self, place: int) -> None:
         """Of a table of holders: there is a bit for this worker."""
         width = 2 + place // _WORD
         if width > self.rows.shape[1]:
-            self._move(len(self.rows), width)
+            self._grow(len(self.rows), width)
 
-    def _move(self, rows: int, width: int) -> None:
+    def _grow(self, rows: int, width: int) -> None:
         larger = np.zeros((rows, width), np.uint64)
         _move(self.rows, larger)
         self.rows = larger

@@ -100,31 +100,32 @@ class PrefixIndex:
             else:
                 self._remove(place, event)
         if news.replaces:
-            self._make_room(place, before.taken)
-            self._count(place, *blocks.carry_over(self._holders.rows, before.rows, worker.table.rows, place))
+            own = worker.table
+            self._make_room(own, before.taken)
+            self._count(own, *blocks.carry_over(self._holders.rows, before.rows, own.rows, place))
 
     def _forget(self, place: int) -> None:
         self._holders.taken -= blocks.forget(self._holders.rows, self._workers[place].table.rows, place)
 
     def _store(self, place: int, hashes: Hashes) -> None:
-        self._make_room(place, len(hashes))
-        rows = self._workers[place].table.rows
-        self._count(place, *blocks.store(self._holders.rows, rows, hashes, place, self._now))
+        own = self._workers[place].table
+        self._make_room(own, len(hashes))
+        self._count(own, *blocks.store(self._holders.rows, own.rows, hashes, place, self._now))
 
     def _remove(self, place: int, event: BlocksRemoved) -> None:
-        rows = self._workers[place].table.rows
-        used, gone_blocks, gone_rows = blocks.remove(self._holders.rows, rows, pack_hashes(event.hashes), place)
-        self._count(place, -gone_blocks, -gone_rows)
+        own = self._workers[place].table
+        used, gone_blocks, gone_rows = blocks.remove(self._holders.rows, own.rows, pack_hashes(event.hashes), place)
+        self._count(own, -gone_blocks, -gone_rows)
         if not event.spare:
             self._reuse.evicted(place, used)
 
-    def _make_room(self, place: int, more: int) -> None:
+    def _make_room(self, own: BlockTable, more: int) -> None:
         self._holders.make_room(more)
-        self._workers[place].table.make_room(more)
+        own.make_room(more)
 
-    def _count(self, place: int, new_blocks: int, new_rows: int) -> None:
+    def _count(self, own: BlockTable, new_blocks: int, new_rows: int) -> None:
         self._holders.taken += new_blocks
-        self._workers[place].table.taken += new_rows
+        own.taken += new_rows
 
     # -------------------------------------------------------------- what this router has brought about
 
@@ -138,27 +139,24 @@ class PrefixIndex:
         worker = self._workers[place]
         if not worker.reports or not len(hashes):
             return
-        holders, own = self._holders, worker.table
-        holders.make_room(len(hashes) - held)
-        own.make_room(len(hashes) - held)
-        age_s, new_blocks, new_rows = blocks.expect(holders.rows, own.rows, hashes, held, place, now, until)
-        holders.taken += new_blocks
-        own.taken += new_rows
+        own = worker.table
+        self._make_room(own, len(hashes) - held)
+        age_s, new_blocks, new_rows = blocks.expect(self._holders.rows, own.rows, hashes, held, place, now, until)
+        self._count(own, new_blocks, new_rows)
         self._reuse.placed(len(hashes), held, age_s)
         self._expectations.append((until, place, worker.epoch, hashes[held:]))
 
     def expire(self, now: float) -> None:
         """It is ``now``: stop believing in what should have been reported by now."""
         self._now = now
-        holders, expectations = self._holders, self._expectations
+        expectations = self._expectations
         while expectations and expectations[0][0] <= now:
             _, place, epoch, hashes = expectations.popleft()
             worker = self._workers[place]
             if epoch == worker.epoch:
                 own = worker.table
-                gone_blocks, gone_rows = blocks.stop_expecting(holders.rows, own.rows, hashes, place, now)
-                holders.taken -= gone_blocks
-                own.taken -= gone_rows
+                gone_blocks, gone_rows = blocks.stop_expecting(self._holders.rows, own.rows, hashes, place, now)
+                self._count(own, -gone_blocks, -gone_rows)
 
     # -------------------------------------------------------------- the questions
 

@@ -37,6 +37,12 @@ class Amounts:
     def __init__(self) -> None:
         self.requests = self.tokens = self.blocks = 0
 
+    def add(self, requests: int, tokens: int, blocks: int) -> None:
+        """Count more, or with negative numbers less."""
+        self.requests += requests
+        self.tokens += tokens
+        self.blocks += blocks
+
 
 class WorkerState:
     """One worker's row in the table; ``on_change`` is called when what it has in hand is another."""
@@ -125,12 +131,9 @@ class WorkerState:
 
     def count(self, requests: int, tokens: int, blocks: int, was_sent: bool) -> None:
         """More is in hand, or with negative numbers less; ``was_sent``: of what the worker has got."""
-        own = self._own
-        own.requests += requests
-        own.tokens += tokens
-        own.blocks += blocks
+        self._own.add(requests, tokens, blocks)
         if was_sent:
-            self.sent(requests, tokens, blocks)
+            self._sent.add(requests, tokens, blocks)
         self.requests += requests
         self.tokens += tokens
         self.blocks += blocks
@@ -138,10 +141,7 @@ class WorkerState:
 
     def sent(self, requests: int, tokens: int, blocks: int) -> None:
         """The worker has got so much of what is in hand, and counts it in its reports from now on."""
-        sent = self._sent
-        sent.requests += requests
-        sent.tokens += tokens
-        sent.blocks += blocks
+        self._sent.add(requests, tokens, blocks)
 
 
 class Booking(msgspec.Struct, gc=False):

@@ -17,7 +17,20 @@ from tandem.keys import Keys
 from tandem.lanes import grpc as module
 from tandem.lanes.grpc import GrpcTransport
 from tandem.lanes.seal import open_sealed
-from tandem.messages import Done, Hello, LaneReply, LaneRequest, Leave, Load, Poll, PollReply, decoder, encode
+from tandem.messages import (
+    BlocksStored,
+    Done,
+    Hello,
+    KvReport,
+    LaneReply,
+    LaneRequest,
+    Leave,
+    Load,
+    Poll,
+    PollReply,
+    decoder,
+    encode,
+)
 
 DEADLINE_S = 20.0
 KEYS = Keys([bytes(32)])
@@ -30,6 +43,7 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
     def __init__(self) -> None:
         self.seen: list[LaneRequest] = []
         self.polled, self.let_go = threading.Event(), threading.Event()
+        self.kv: KvReport | None = None
         self._decoder = decoder(LaneRequest)
         self._server = grpc.server(
             concurrent.futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)]
@@ -59,7 +73,7 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         self.polled.set()
         while not self.let_go.wait(0.01) and context.is_active():
             pass
-        return PollReply(epoch=7, events=[], load=Load(queued=3))
+        return PollReply(epoch=7, events=[], load=Load(queued=3), kv=self.kv)
 
     def stop(self) -> None:
         stopped = self._server.stop(0)
@@ -110,6 +124,14 @@ def test_messages_of_many_megabytes_pass(triton: Triton, transport: GrpcTranspor
     long = Leave(lane="l" * 20_000_000)
     assert transport.call(long) == Done()
     assert triton.seen == [long]
+
+
+def test_a_reply_that_cannot_be_read_says_where(triton: Triton, transport: GrpcTransport) -> None:
+    triton.kv = KvReport(first=1, events=[BlocksStored(hashes=[1, -1])])
+    triton.let_go.set()
+    with pytest.raises(TandemError, match=r"cannot be read: Expected `int` >= 0 - at `\$\.kv\.events") as caught:
+        transport.call(POLL)
+    assert caught.value.code == "worker_lost"
 
 
 def test_what_triton_says_is_passed_on(triton: Triton) -> None:

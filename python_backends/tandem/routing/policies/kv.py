@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from tandem.routing.policies.base import Candidates, Choice
-from tandem.routing.weighing import UNCACHED, find_near
+from tandem.routing.weighing import find_near
 
 
 class KvPolicy:
@@ -33,7 +33,7 @@ class KvPolicy:
         if len(self._places) < len(total):
             self._places = np.zeros(len(total), np.int64)
         # Never give up a cache hit for the sake of chance; to decode it makes no difference.
-        lacking = bar if candidates.task == "decode" else costs.weighed[UNCACHED]
+        lacking = bar if candidates.task == "decode" else costs.uncached
         best, count = find_near(total, bar, lacking, self._near, self._places)
         if count == 1:
             return Choice(best, "least cost", cost, bar, best)
