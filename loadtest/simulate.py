@@ -1,7 +1,8 @@
 """A day's traffic on a simulated clock: ``python loadtest/simulate.py`` replays a trace on fleets of simulated workers,
 once for each routing policy, and prints what became of it beside an oracle with one shared cache.
 
-The router is the one that serves; see ``tandem.simulation``. ``python loadtest/plot_simulation.py`` draws the result.
+Router and admission are those that serve; see ``tandem.simulation``. ``python loadtest/plot_simulation.py`` draws what
+came of it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 is told the time, and does nothing by itself.
 
 Workers get what they can take at once (``tandem.routing.room``); the rest waits here, where it can still be put in
-order. Nothing waits longer than ``limits.max_queue_s``, and what would is refused when it comes: the queue is bounded
-by time.
+order. A request that one worker can do whole, at less cost than the wait, passes those who wait for prefill workers.
+Nothing waits longer than ``limits.max_queue_s``, and what would is refused when it comes: the queue is bounded by time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -20,6 +21,7 @@ from tandem.deployment import Limits
 from tandem.errors import ErrorCode, TandemError
 from tandem.orchestrator.fair_queue import FairQueue
 from tandem.orchestrator.pace import Pace
+from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.room import Room
 
 SURE_SHARE = 0.8
@@ -52,6 +54,25 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     blocks: int
     """Of KV, for the prompt and what the answer is likely to take."""
 
+    @property
+    def tokens(self) -> int:
+        """Of prompt and answer."""
+        return self.prompt_tokens + self.max_tokens
+
+
+class Prospect(Protocol):
+    """How a request would fare that went to workers now."""
+
+    @property
+    def first_token_s(self) -> float:
+        """Expected until the first token is there."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one worker would do both stages."""
+        ...
+
 
 class Ticket:
     """One request's place: first in the queue, then among those in flight."""
@@ -62,6 +83,8 @@ class Ticket:
         self.entered = entered
         self.leave_by = leave_by
         """When it has waited too long."""
+        self.passed = NOBODY_WAITS
+        """Whom it did not wait for, since one worker is to do all of it; until it is booked."""
         self.state: Literal["waiting", "admitted", "booked", "left"] = "waiting"
         """booked: the router counts it among what the workers have in hand."""
 
@@ -78,7 +101,7 @@ class Ticket:
     @property
     def cost(self) -> int:
         """Tokens that it may take."""
-        return self.demand.prompt_tokens + self.demand.max_tokens
+        return self.demand.tokens
 
 
 class _Held:
@@ -97,9 +120,8 @@ class _Held:
 class Admission:
     """The queue of one orchestrator, and the sums of what it let go."""
 
-    def __init__(self, limits: Limits, find_room: Callable[[float, int], Room | None]) -> None:
-        """``find_room`` says what the workers can take beyond what was booked there, given ``limits.kv_share`` and how
-        many wait for it."""
+    def __init__(self, limits: Limits, find_room: Callable[[float], Room | None]) -> None:
+        """``find_room`` says what the workers can take beyond what was booked there, given ``limits.kv_share``."""
         self._limits, self._ask_room = limits, find_room
         self.queue: FairQueue[Ticket] = FairQueue()
         self._leave_by: list[tuple[float, int, Ticket]] = []
@@ -122,24 +144,35 @@ class Admission:
         """
         self._check_wait(self._expected_wait_s(priority, tenant, 1, now))
 
+    def waiting(self, priority: int, tenant: str, tokens: int, now: float) -> Waiting:
+        """Whom a request of so many tokens would have to wait for that came now, and how long."""
+        return Waiting(len(self.queue), self._expected_wait_s(priority, tenant, tokens, now))
+
     def enter(
         self,
         demand: Demand,
         now: float,
         time_left_s: float = math.inf,
-        first_token_s: Callable[[], float] = lambda: 0.0,
+        foresee: Callable[[Waiting], Prospect | None] = lambda _: None,
     ) -> tuple[Ticket, Ticket | None]:
-        """Take a request in, which has so much time left; ``first_token_s`` says how long its prompt would take if it
-        began now. Returns its ticket, which waits until ``admit`` returns it, and the one that had to make room for it.
+        """Take a request in, which has so much time left; ``foresee`` says how it would fare if it went now, past those
+        who wait; None if nobody knows. Returns its ticket, which is admitted, or waits until ``admit`` returns it; and
+        the one that had to make room for it.
 
         Raises:
             Refusal: it would wait too long, or have no time left.
         """
-        cost = demand.prompt_tokens + demand.max_tokens
-        wait_s = self._expected_wait_s(demand.priority, demand.tenant, cost, now)
-        self._check_wait(wait_s)
-        self._check_deadline(demand, wait_s, time_left_s, first_token_s)
+        waiting, passed = self.waiting(demand.priority, demand.tenant, demand.tokens, now), NOBODY_WAITS
+        if self._passes(demand, waiting, foresee):
+            waiting, passed = NOBODY_WAITS, waiting
+        self._check_wait(waiting.own_s)
+        self._check_deadline(demand, waiting.own_s, time_left_s, partial(foresee, passed))
         ticket = Ticket(demand, next(self._numbers), now, now + self._limits.max_queue_s)
+        if passed.own_s:
+            ticket.passed = passed
+            self.queue.charge(ticket)
+            self._let_go(ticket)
+            return ticket, None
         displaced = self._make_room(ticket) if len(self.queue) >= self._limits.max_waiting else None
         if not self.queue:
             self._pace.begin(now)
@@ -155,9 +188,7 @@ class Admission:
         room = self._find_room()
         while (head := self.queue.head()) is not None and self._fits(head, room):
             self.queue.pop()
-            head.state = "admitted"
-            self._in_flight.add(head)
-            self._unbooked.add(head)
+            self._let_go(head)
             self._pace.served(head.cost, now)
             admitted.append(head)
         if not self.queue:
@@ -177,7 +208,7 @@ class Admission:
     def booked(self, ticket: Ticket) -> None:
         """From now on what the request takes of the workers is in what ``find_room`` says."""
         if ticket.state == "admitted":
-            ticket.state = "booked"
+            ticket.state, ticket.passed = "booked", NOBODY_WAITS
             self._unbooked.add(ticket, -1)
 
     def leave(self, ticket: Ticket) -> None:
@@ -194,22 +225,42 @@ class Admission:
     # -------------------------------------------------------------- what is let go
 
     def _find_room(self) -> Room | None:
-        return self._ask_room(self._limits.kv_share, len(self.queue))
+        return self._ask_room(self._limits.kv_share)
+
+    def _let_go(self, ticket: Ticket) -> None:
+        ticket.state = "admitted"
+        self._in_flight.add(ticket)
+        self._unbooked.add(ticket)
 
     def _fits(self, ticket: Ticket, room: Room | None) -> bool:
         """Whether there is room. Alone a request always may go: who cannot do it says so."""
         if room is None or not self._in_flight.requests:
             return True  # without workers it waits where workers are chosen
+        return room.prompt_tokens > self._unbooked.prompt_tokens and self._has_place(room, ticket.demand)
+
+    def _has_place(self, room: Room, *demands: Demand) -> bool:
+        """Whether there is room for the answers of all of these."""
         held, unbooked, limits = self._in_flight, self._unbooked, self._limits
         if limits.max_requests is not None:
-            if held.requests >= limits.max_requests:
+            if held.requests + len(demands) > limits.max_requests:
                 return False
-        elif room.requests - unbooked.requests < 1:
+        elif unbooked.requests + len(demands) > room.requests:
             return False
-        if limits.max_tokens_in_flight is not None and held.tokens + ticket.cost > limits.max_tokens_in_flight:
+        tokens = held.tokens + sum(demand.tokens for demand in demands)
+        if limits.max_tokens_in_flight is not None and tokens > limits.max_tokens_in_flight:
             return False
-        blocks = room.blocks - unbooked.blocks
-        return room.prompt_tokens - unbooked.prompt_tokens > 0 and blocks >= ticket.demand.blocks
+        return unbooked.blocks + sum(demand.blocks for demand in demands) <= room.blocks
+
+    def _passes(self, demand: Demand, waiting: Waiting, foresee: Callable[[Waiting], Prospect | None]) -> bool:
+        """Whether those who wait do so for prefill workers alone, and this one is better done whole by a decode worker,
+        at once. Nobody passes one of a higher priority."""
+        head, room = self.queue.head(), self._find_room() if waiting.own_s else None
+        if head is None or room is None or head.priority < demand.priority:
+            return False
+        if not self._has_place(room, head.demand, demand):
+            return False
+        prospect = foresee(waiting)
+        return prospect is not None and prospect.is_whole
 
     # -------------------------------------------------------------- what is refused
 
@@ -234,14 +285,15 @@ class Admission:
             raise Refusal("queue", "overloaded", message, self.retry_after_s(wait_s))
 
     def _check_deadline(
-        self, demand: Demand, wait_s: float, time_left_s: float, first_token_s: Callable[[], float]
+        self, demand: Demand, wait_s: float, time_left_s: float, foresee: Callable[[], Prospect | None]
     ) -> None:
         room = self._find_room() if math.isfinite(time_left_s) else None
         if room is None or room.alone_s is None:
             return  # nobody has been measured
         if wait_s + 2 * room.alone_s * demand.prompt_tokens + SLACK_S <= time_left_s:
             return
-        prompt_s = first_token_s() if wait_s <= time_left_s else room.alone_s * demand.prompt_tokens
+        prospect = foresee() if wait_s <= time_left_s else None
+        prompt_s = room.alone_s * demand.prompt_tokens if prospect is None else prospect.first_token_s
         if wait_s + prompt_s > time_left_s:
             message = (
                 f"timeout_s: {time_left_s:.2f} s are left, but a wait of {wait_s:.2f} s and {prompt_s:.2f} s for the "

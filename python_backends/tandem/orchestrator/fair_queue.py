@@ -82,9 +82,9 @@ class _Level(Generic[T]):
             del self.turns[one.tenant]
 
     def cost_before(self, tenant: str, cost: int) -> int:
-        """While a tenant is served so much, each of the others is served no more than that, about."""
-        own = self.turns[tenant].cost if tenant in self.turns else 0
-        others = (min(backlog.cost, own + cost) for name, backlog in self.turns.items() if name != tenant)
+        """While a tenant is served so much, each of the others is served no more than that, about, and what it owes."""
+        own, owed = (mine.cost, max(0, -mine.deficit)) if (mine := self.turns.get(tenant)) else (0, 0)
+        others = (min(backlog.cost, own + cost + owed) for name, backlog in self.turns.items() if name != tenant)
         return own + sum(others)
 
 
@@ -126,6 +126,12 @@ class FairQueue(Generic[T]):
     def remove(self, one: T) -> None:
         """A request leaves unserved; it must be here."""
         self._remove(one, served=False)
+
+    def charge(self, one: T) -> None:
+        """A request is served without having waited here: its tenant, if it has others waiting, pays for it."""
+        level = self._levels.get(one.priority)
+        if level and one.tenant in level.turns:
+            level.turns[one.tenant].deficit -= one.cost
 
     def cost_before(self, priority: int, tenant: str, cost: int) -> int:
         """Tokens that would be served before a request that came now, if no others came."""

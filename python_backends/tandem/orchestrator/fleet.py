@@ -22,6 +22,7 @@ from tandem.lanes.transport import Transport
 from tandem.messages import PROTOCOL_VERSION, Lender, Pair, PollReply, Role, Unpair, WorkerInfo, does
 from tandem.orchestrator.health_watch import HealthWatch
 from tandem.orchestrator.metrics import WorkerState, WorkerView
+from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.room import Room
 from tandem.routing.router import Plan, Route, Router
 
@@ -133,12 +134,12 @@ class Fleet:
         max_tokens: int,
         *,
         salt: str = "",
-        waiting: int = 0,
+        waiting: Waiting = NOBODY_WAITS,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Plan:
-        """Where a request would go now, ``waiting`` others being there that wait for room; to those of ``avoid`` only
-        where there is nobody else. Waits while there are no workers: one that starts again is back within seconds.
+        """Where a request would go now, given who is ``waiting`` for room; to those of ``avoid`` only where there is
+        nobody else. Waits while there are no workers: one that starts again is back within seconds.
 
         Raises:
             TandemError: ``worker_lost`` when there are still none.
@@ -154,7 +155,12 @@ class Fleet:
         return await self._patiently(attempt, patience_s)
 
     def _plan_now(
-        self, hashes: Hashes, num_tokens: int, max_tokens: int, waiting: int = 0, avoid: Collection[str] = ()
+        self,
+        hashes: Hashes,
+        num_tokens: int,
+        max_tokens: int,
+        waiting: Waiting = NOBODY_WAITS,
+        avoid: Collection[str] = (),
     ) -> Plan:
         now = time.monotonic()
         stand_in = self._have_met or now >= self._meeting_ends
@@ -166,7 +172,7 @@ class Fleet:
         max_tokens: int,
         *,
         salt: str = "",
-        waiting: int = 0,
+        waiting: Waiting = NOBODY_WAITS,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
@@ -185,17 +191,17 @@ class Fleet:
         except TandemError:
             return None
 
-    def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
-        """How long the prompt would take if it began now, the wait in its worker included; 0 where there is none."""
+    def foresee(self, token_ids: list[int], max_tokens: int, salt: str, waiting: Waiting) -> Plan | None:
+        """As ``plan``, without waiting for workers; None where there are none."""
         try:
             hashes = hash_chain(token_ids, self._block_size, salt)
-            return self._plan_now(hashes, len(token_ids), max_tokens).first_token_s
+            return self._plan_now(hashes, len(token_ids), max_tokens, waiting)
         except TandemError:
-            return 0.0
+            return None
 
-    def room(self, kv_share: float, waiting: int) -> Room | None:
+    def room(self, kv_share: float) -> Room | None:
         """How much more the workers can take at once; see ``Router.room``."""
-        return self._router.room(kv_share, waiting)
+        return self._router.room(kv_share)
 
     def blocks_for(self, prompt_tokens: int, max_tokens: int) -> int:
         """KV blocks that a request is likely to take."""

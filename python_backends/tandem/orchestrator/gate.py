@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from tandem.orchestrator.admission import Admission, Demand, Refusal, Ticket
+from tandem.orchestrator.admission import Admission, Demand, Prospect, Refusal, Ticket
 from tandem.orchestrator.admission_metrics import AdmissionMetrics
+from tandem.routing.disaggregation import Waiting
 
 TICK_S = 0.005
 """While somebody waits, it is looked so often whether the workers have got room."""
@@ -39,14 +40,17 @@ class Gate:
             self._metrics.refused(refusal.reason, tenant)
             raise
 
-    def enter(self, demand: Demand, time_left_s: float, first_token_s: Callable[[], float]) -> Ticket:
+    def enter(self, demand: Demand, time_left_s: float, foresee: Callable[[Waiting], Prospect | None]) -> Ticket:
         """Take a request in; as ``Admission.enter``. Whoever has a ticket calls ``leave`` in the end."""
         try:
-            ticket, displaced = self._admission.enter(demand, self._clock(), time_left_s, first_token_s)
+            ticket, displaced = self._admission.enter(demand, self._clock(), time_left_s, foresee)
         except Refusal as refusal:
             self._metrics.refused(refusal.reason, demand.tenant)
             raise
-        self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        if ticket.state == "waiting":
+            self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        else:
+            self._metrics.admitted(ticket.priority, 0.0)
         if displaced is not None:
             self._refuse(displaced, self._admission.displaced())
         self._pump()
@@ -61,10 +65,9 @@ class Gate:
         if (future := self._waiting.get(ticket)) is not None:
             await future
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait until the workers have room."""
-        return len(self._admission.queue)
+    def waiting(self, priority: int, tenant: str, tokens: int) -> Waiting:
+        """Whom a request of so many tokens would have to wait for that came now, and how long."""
+        return self._admission.waiting(priority, tenant, tokens, self._clock())
 
     def booked(self, ticket: Ticket) -> None:
         """The router counts from now on what the request takes of the workers."""

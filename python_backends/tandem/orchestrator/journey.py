@@ -166,12 +166,15 @@ class Journey:
         )
         time_left_s = self._timeout_s - self._timings.total
         self._ticket = self._gate.enter(
-            demand, time_left_s, lambda: self._fleet.first_token_s(prompt, max_tokens, self.ask.tenant)
+            demand,
+            time_left_s,
+            lambda waiting: self._fleet.foresee(prompt, max_tokens, self.ask.tenant, waiting),
         )
         await self._gate.admitted(self._ticket)
 
     async def _choose_workers(self) -> Attempt:
         """A worker for each stage, or one for both. A request that goes on elsewhere waits as long as it has time."""
+        assert self._ticket is not None
         self._enter("waiting", "waiting for workers")
         patience_s = math.inf if self._recovery.migrations else None
         tokens, left = self._so_far()
@@ -179,7 +182,7 @@ class Journey:
             tokens,
             left,
             salt=self.ask.tenant,
-            waiting=self._gate.waiting,
+            waiting=self._ticket.passed,
             avoid=self._recovery.avoid,
             patience_s=patience_s,
         )

@@ -11,9 +11,22 @@ Task = Literal["prefill", "decode", "generate"]
 """What a worker is chosen for; as the messages of these names."""
 
 
+class Waiting(msgspec.Struct, frozen=True, gc=False):
+    """Who waits for prefill workers to have room, as the router is told."""
+
+    others: int = 0
+    own_s: float = 0.0
+    """How long the request itself would have to, if it went to one."""
+
+
+NOBODY_WAITS = Waiting()
+
+
 class Split(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Prefill on one worker, decode on another; in seconds."""
 
+    gate_s: float = 0.0
+    """Wait for its turn to go to a prefill worker; 0 where it has come."""
     prefill_s: float
     """Wait, uncached tokens and room on the prefill worker."""
     held_up_s: float
@@ -26,7 +39,7 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def total_s(self) -> float:
         """All of it."""
-        return self.prefill_s + self.held_up_s + self.transfer_s + self.decode_s
+        return self.gate_s + self.prefill_s + self.held_up_s + self.transfer_s + self.decode_s
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True, gc=False):

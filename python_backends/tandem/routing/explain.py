@@ -30,7 +30,7 @@ def explain(plan: Plan) -> Explanation:
 
 def one_line(plan: Plan) -> str:
     """Who was chosen and why, for a log."""
-    if plan.verdict.way == "whole":
+    if plan.is_whole:
         assert plan.whole is not None
         chosen = _words(plan, "generate", plan.whole)
     else:

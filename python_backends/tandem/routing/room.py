@@ -39,12 +39,8 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     """Per prompt token at least, on the fastest of them."""
 
 
-def find_room(table: WorkerTable, kv_share: float, held_up: float) -> Room | None:
-    """The room there is now; ``kv_share`` of the KV blocks count. None where nobody takes new work.
-
-    ``held_up``: requests that wait for each prefill worker. Where fewer answers stand still while a decode worker reads
-    a prompt, it would be given to that one, which counts too then.
-    """
+def find_room(table: WorkerTable, kv_share: float) -> Room | None:
+    """The room there is now; ``kv_share`` of the KV blocks count. None where nobody takes new work."""
     decoders, readers = table.bar("decode"), table.bar("prefill")
     deciders = readers if decoders is None else decoders
     readers = decoders if readers is None else readers
@@ -56,7 +52,6 @@ def find_room(table: WorkerTable, kv_share: float, held_up: float) -> Room | Non
     share, block = kv_share - table.used_share[writing], table.block_share[writing]
     blocks = math.inf if (block == 0.0).any() else float((np.maximum(share, 0.0) / block).sum())
     room = Room(requests=float(np.maximum(slots, 0.0).sum()), blocks=blocks)
-    reading |= writing & (table.stalled < held_up)
     per_token = table.prefill_s[reading]
     if not table.has_measured_prefill or (per_token <= 0.0).any():
         return room

@@ -15,7 +15,7 @@ from tandem.kv.hashes import Hashes
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing import weighing
 from tandem.routing.cost import Costs, Request, weigh
-from tandem.routing.disaggregation import Split, Task, Verdict, Whole, choose_way
+from tandem.routing.disaggregation import NOBODY_WAITS, Split, Task, Verdict, Waiting, Whole, choose_way
 from tandem.routing.index import Held, PrefixIndex
 from tandem.routing.keeping import Keeping
 from tandem.routing.lending import LEAST_GAIN_S, Offer
@@ -49,16 +49,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     policy: str
 
     @property
+    def is_whole(self) -> bool:
+        """Whether one worker does both stages."""
+        return self.verdict.way == "whole"
+
+    @property
     def first_token_s(self) -> float:
         """Expected until the first token is there."""
-        way = self.verdict.whole if self.verdict.way == "whole" else self.verdict.split
+        way = self.verdict.whole if self.is_whole else self.verdict.split
         assert way is not None
         return way.prefill_s
 
     @property
     def workers(self) -> tuple[str | None, str]:
         """The prefill and the decode worker; None and one name where one does both stages."""
-        if self.verdict.way == "whole":
+        if self.is_whole:
             assert self.whole is not None
             return None, self.names[self.whole.place]
         assert self.prefill is not None
@@ -191,14 +196,14 @@ class Router:
         max_tokens: int,
         now: float,
         *,
-        waiting: int = 0,
+        waiting: Waiting = NOBODY_WAITS,
         stand_in: bool = True,
         avoid: Collection[str] = (),
     ) -> Plan:
         """Where a request would go now, given the hashes of its prompt's whole blocks; to none of ``avoid``.
 
-        ``waiting`` others are held up by every prompt that a prefill worker reads: see ``room``. With ``stand_in``,
-        workers of one stage do both where the other stage has none.
+        ``waiting`` are those whom it would pass: they are held up by every prompt that a prefill worker reads. With
+        ``stand_in``, workers of one stage do both where the other stage has none.
 
         Raises:
             TandemError: ``worker_lost``, naming the stage that has no worker.
@@ -223,16 +228,14 @@ class Router:
         keeper = self._keeping.draw(table, now) if self._lends and is_split else None
         return self._plan(costs, hashes, verdict, prefill, decode, whole, lender, keeper)
 
-    def room(self, kv_share: float, waiting: int) -> Room | None:
-        """How much more the workers can take at once, ``waiting`` requests being there that wait for it; None where
-        there are no workers. See ``find_room``."""
-        helps = self._routing.conditional_disaggregation
-        return find_room(self._table, kv_share, self._held_up(waiting) if helps else 0.0)
+    def room(self, kv_share: float) -> Room | None:
+        """How much more the workers can take at once; None where there are none. See ``find_room``."""
+        return find_room(self._table, kv_share)
 
     def commit(self, plan: Plan, now: float) -> Route:
         """Count a plan as chosen: the next one takes it into account."""
         request, tokens = plan.costs.request, plan.costs.weighed.item
-        if plan.verdict.way == "whole":
+        if plan.is_whole:
             assert plan.whole is not None
             place, prefill = plan.whole.place, None
             uncached = int(tokens(weighing.UNCACHED, place))
@@ -324,18 +327,16 @@ class Router:
             policy=self._routing.policy,
         )
 
-    def _held_up(self, waiting: int) -> float:
-        """Of those who wait, how many each prefill worker holds up."""
-        return waiting / max(1, self._table.usable("prefill"))
-
     # The two ways are compared by their cheapest workers: what chance makes of near-ties says nothing about the ways.
 
-    def _split(self, costs: Costs, prefill: Choice, decode: Choice, waiting: int) -> Split:
+    def _split(self, costs: Costs, prefill: Choice, decode: Choice, waiting: Waiting) -> Split:
         reader, writer, seconds = prefill.cheapest, decode.cheapest, costs.weighed.item
         pull_s = self._table.pull_s.item(writer)
         # Where a prefill worker has room they wait for something else.
-        held_up = self._held_up(waiting) if waiting and not read_ahead_s(self._table).item(reader) else 0.0
+        is_full = waiting.others and not read_ahead_s(self._table).item(reader)
+        held_up = waiting.others / self._table.usable("prefill") if is_full else 0.0
         return Split(
+            gate_s=waiting.own_s,
             prefill_s=seconds(weighing.PREFILL_TOTAL, reader),
             held_up_s=seconds(weighing.READ, reader) * held_up,
             transfer_s=costs.request.prompt_blocks * self._block_bytes * pull_s,

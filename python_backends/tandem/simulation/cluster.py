@@ -1,7 +1,7 @@
-"""A fleet behind a router on a simulated clock: what happens when.
+"""A fleet behind an orchestrator on a simulated clock: what happens when.
 
-The router and the workers are the real code. What is simulated is the time that steps, transfers and messages take, and
-the orchestrator's journey, of which only the order of things is kept: route, prefill, hand over, decode.
+Admission, router and workers are the real code. What is simulated is the time that steps, transfers and messages take,
+and the orchestrator's journey, of which only the order of things is kept: admit, route, prefill, hand over, decode.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ from tandem.messages import (
     Tokens,
 )
 from tandem.orchestrator.admission import Admission, Demand, Reason, Refusal, Ticket
-from tandem.routing.router import Route, Router
+from tandem.routing.disaggregation import Waiting
+from tandem.routing.router import Plan, Route, Router
 from tandem.simulation.fleet import Clock, WorkerPlan, make_fleet
 from tandem.simulation.results import Results, Tally, balance
 from tandem.simulation.trace import Arrival
 
 POLL_S = 1.0
 """A worker that has nothing to say is heard of as often all the same, as its polls are answered then."""
+PATIENT = Limits(max_queue_s=1e6, max_waiting=1_000_000)
+"""Nobody is refused."""
 MESSAGE_S = 0.5e-3
 """From the orchestrator to a worker or back: a call of one Triton, or a hop in a data centre."""
 
@@ -48,10 +51,9 @@ MESSAGE_S = 0.5e-3
 @dataclass(eq=False)
 class _Request:
     arrival: Arrival
+    ticket: Ticket
     prompt: list[int]
     output: list[int]
-    ticket: Ticket | None = None
-    """None where nothing is refused."""
     route: Route = field(init=False)
     places: dict[str, int] = field(default_factory=dict)
     """Of its workers, by stage."""
@@ -71,16 +73,16 @@ class Cluster:
         routing: Routing,
         seed: int = 0,
         *,
-        limits: Limits | None = None,
+        limits: Limits = PATIENT,
     ) -> None:
-        """With ``limits`` requests go through an orchestrator's admission; without, all go to workers at once."""
+        """``prefill`` and ``decode`` many workers."""
         self._clock, self._policy = Clock(), routing.policy
         self.workers = make_fleet(plan, prefill, decode, self._clock, self._redeemed)
         """By place."""
         self._places = {worker.info.worker_id: place for place, worker in enumerate(self.workers)}
         self._num_prefill = prefill
         self._router = Router(routing, plan.block_size, seed)
-        self._admission = Admission(limits, self._router.room) if limits else None
+        self._admission = Admission(limits, self._router.room)
         self._next_change = [1] * len(self.workers)
         """By place: number of the next change of its worker's prefix cache."""
         self._join()
@@ -101,7 +103,7 @@ class Cluster:
         self._arrivals = iter(traffic)
         self._expect_next()
         self._poll()
-        while self._agenda:
+        while self._agenda and (self._more_to_come or self._requests or self._waiting):
             self._clock.now, _, act = heapq.heappop(self._agenda)
             act()
         return self._results(time.monotonic() - began)
@@ -124,33 +126,36 @@ class Cluster:
 
     def _expect_next(self) -> None:
         """Put the next request on the agenda, if there is one."""
-        if (arrival := next(self._arrivals, None)) is not None:
+        arrival = next(self._arrivals, None)
+        self._more_to_come = arrival is not None
+        if arrival is not None:
             self._at(arrival.at, partial(self._arrive, arrival))
 
     def _poll(self) -> None:
-        """Have silent workers report, for as long as there is anything else to do."""
+        """Have silent workers report."""
         now = self._clock.now
         for place, heard in enumerate(self._heard_at):
             if now - heard >= POLL_S:
                 self._hear(place, [], [], self._loads[place])
-        if self._agenda:
-            self._at(now + POLL_S, self._poll)
+        self._at(now + POLL_S, self._poll)
 
     # ------------------------------------------------------------ requests
 
     def _arrive(self, arrival: Arrival) -> None:
         self._expect_next()
         self._tally.requests += 1
-        if self._admission is None:
-            self._set_out(_Request(arrival, arrival.prompt(), []))
-            return
         try:
-            ticket, displaced = self._admission.enter(self._demand(arrival), self._clock.now)
+            ticket, displaced = self._admission.enter(
+                self._demand(arrival), self._clock.now, foresee=partial(self._plan, arrival)
+            )
         except Refusal as refusal:
             self._tally.refused[refusal.reason] += 1
             return
         if displaced is not None:
             self._refuse(displaced, "displaced")
+        if ticket.state == "admitted":
+            self._let_go(ticket, arrival)
+            return
         self._waiting[ticket] = arrival
         self._at(ticket.leave_by, self._admit)
         self._admit()
@@ -166,25 +171,29 @@ class Cluster:
 
     def _admit(self) -> None:
         """Let go who may go, and turn away who has waited too long."""
-        if self._admission is None:
-            return
         now = self._clock.now
         for ticket in self._admission.expire(now):
             self._refuse(ticket, "waited")
         for ticket in self._admission.admit(now):
-            arrival = self._waiting.pop(ticket)
-            self._set_out(_Request(arrival, arrival.prompt(), [], ticket))
-            self._admission.booked(ticket)
+            self._let_go(ticket, self._waiting.pop(ticket))
         self._tally.most_waiting = max(self._tally.most_waiting, len(self._waiting))
+
+    def _let_go(self, ticket: Ticket, arrival: Arrival) -> None:
+        self._set_out(_Request(arrival, ticket, arrival.prompt(), []))
+        self._admission.booked(ticket)
 
     def _refuse(self, ticket: Ticket, reason: Reason) -> None:
         del self._waiting[ticket]
         self._tally.refused[reason] += 1
 
+    def _plan(self, arrival: Arrival, waiting: Waiting) -> Plan:
+        return self._router.plan(
+            arrival.hashes, arrival.num_tokens, arrival.output_tokens, self._clock.now, waiting=waiting
+        )
+
     def _set_out(self, request: _Request) -> None:
         arrival, now = request.arrival, self._clock.now
-        waiting = len(self._admission.queue) if self._admission else 0
-        plan = self._router.plan(arrival.hashes, arrival.num_tokens, arrival.output_tokens, now, waiting=waiting)
+        plan = self._plan(arrival, request.ticket.passed)
         request.route, request.keeps = self._router.commit(plan, now), plan.keeps("decode")
         names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
         request.places = {stage: self._places[name] for stage, name in names.items() if name is not None}
@@ -291,8 +300,7 @@ class Cluster:
     def _end(self, request: _Request, failure: str | None) -> None:
         del self._requests[request.arrival.request_id]
         request.route.end()
-        if self._admission is not None and request.ticket is not None:
-            self._admission.leave(request.ticket)
+        self._admission.leave(request.ticket)
         if failure is None:
             self._tally.finished += 1
             self._router.answered(request.arrival.output_tokens, request.arrival.output_tokens)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.deployment import Limits
 from tandem.orchestrator.admission import Admission, Demand, Refusal, Ticket
+from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.room import Room
 
 
@@ -18,12 +21,17 @@ class Workers:
 
     def __init__(self, room: Room | None) -> None:
         self.room = room
-        self.waiting = 0
 
-    def __call__(self, kv_share: float, waiting: int) -> Room | None:
+    def __call__(self, kv_share: float) -> Room | None:
         assert kv_share == 1.0
-        self.waiting = waiting
         return self.room
+
+
+class Fares(NamedTuple):
+    """As a plan."""
+
+    first_token_s: float
+    is_whole: bool = False
 
 
 def demand(prompt: int = 100, answer: int = 100, blocks: int = 10, priority: int = 5, tenant: str = "") -> Demand:
@@ -36,15 +44,6 @@ def make(room: Room | None = None, **limits: float) -> Admission:
 
 def enter(admission: Admission, now: float, count: int = 1, **fields: int) -> list[Ticket]:
     return [admission.enter(demand(**fields), now)[0] for _ in range(count)]
-
-
-def test_workers_are_asked_for_room_with_how_many_wait_for_it() -> None:
-    admission = Admission(Limits(), workers := Workers(Room(requests=1.0)))
-    enter(admission, 0.0, 5)
-    assert len(admission.admit(0.0)) == 1
-    assert workers.waiting == 5
-    admission.admit(0.0)
-    assert workers.waiting == 4
 
 
 @pytest.mark.parametrize(
@@ -132,12 +131,12 @@ def test_a_standstill_counts_once() -> None:
 def test_who_has_no_time_left_for_the_prompt_is_refused(left: float, refused: bool) -> None:
     admission = make(Room(read_s=0.005, alone_s=0.01))
     if not refused:
-        admission.enter(demand(), 0.0, left, lambda: 1.5)
+        admission.enter(demand(), 0.0, left, lambda _: Fares(1.5))
         return
     with pytest.raises(Refusal, match=r"timeout_s: 0.50 s are left.*1.50 s for the prompt") as one:
-        admission.enter(demand(), 0.0, left, lambda: 1.5)
+        admission.enter(demand(), 0.0, left, lambda _: Fares(1.5))
     assert (one.value.reason, one.value.code) == ("deadline", "deadline_exceeded")
-    admission.enter(demand(), 0.0, left, lambda: 0.1)  # nearly all of it is cached
+    admission.enter(demand(), 0.0, left, lambda _: Fares(0.1))  # nearly all of it is cached
 
 
 def test_where_too_many_wait_the_one_with_the_least_claim_makes_room() -> None:
@@ -153,6 +152,107 @@ def test_where_too_many_wait_the_one_with_the_least_claim_makes_room() -> None:
             admission.enter(worse, 0.0)
     assert admission.enter(demand(tenant="heavy", priority=4), 0.0)[1] is heavy[-2]
     assert len(admission.queue) == 4
+
+
+NO_PREFILL = Room(prompt_tokens=0.0, read_s=0.01)
+"""All prefill workers have as much to read as they take in advance."""
+
+
+def pass_by(admission: Admission, **fields: Any) -> Ticket:
+    """A request comes that is better done whole."""
+    return admission.enter(demand(**fields), 0.0, foresee=lambda _: Fares(0.0, is_whole=True))[0]
+
+
+def test_who_is_better_done_whole_does_not_wait_for_prefill_workers() -> None:
+    admission, asked = make(NO_PREFILL), []
+
+    def foresee(waiting: Waiting) -> Fares:
+        asked.append(waiting)
+        return Fares(0.0, is_whole=len(asked) > 1)
+
+    running, waiting = enter(admission, 0.0, 2)
+    assert admission.admit(0.0) == [running]
+    stays, goes = (admission.enter(demand(), 0.0, foresee=foresee)[0] for _ in range(2))
+    assert (stays.state, goes.state) == ("waiting", "admitted")
+    assert asked == [Waiting(1, 200 * 0.01 * 0.5), Waiting(2, 400 * 0.01 * 0.5)]  # half of the tokens are prompts
+    assert (stays.passed, goes.passed) == (NOBODY_WAITS, asked[1])
+    assert admission.in_flight == 2
+    admission.booked(goes)
+    assert goes.passed == NOBODY_WAITS  # what comes later is another matter
+    assert [waiting, stays] == list(admission.queue)
+
+
+@pytest.mark.parametrize(
+    ("room", "limits", "fields"),
+    [
+        ({"requests": 2.0}, {}, {}),  # one is in flight and unbooked, the next is for the one that waits
+        ({"blocks": 29.0}, {}, {}),
+        ({}, {"max_requests": 2}, {}),
+        ({}, {"max_tokens_in_flight": 599}, {}),
+        ({}, {}, {"priority": 6}),
+    ],
+)
+def test_nobody_takes_what_the_next_in_the_queue_waits_for(
+    room: dict[str, float], limits: dict[str, float], fields: dict[str, int]
+) -> None:
+    for more, state in ((0, "waiting"), (1, "admitted")):
+        admission = make(
+            msgspec.structs.replace(NO_PREFILL, **{name: value + more for name, value in room.items()}),
+            **{name: value + more for name, value in limits.items()},
+        )
+        enter(admission, 0.0, 2)
+        admission.admit(0.0)
+        ticket = pass_by(admission, **{name: value - more for name, value in fields.items()})
+        assert ticket.state == state
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 3), st.booleans()), max_size=30),
+    st.integers(1, 12),
+    st.integers(1, 100),
+)
+def test_whoever_passes_the_next_in_the_queue_still_has_its_place(
+    requests: list[tuple[int, int, bool]], slots: int, blocks: int
+) -> None:
+    room = msgspec.structs.replace(NO_PREFILL, requests=slots, blocks=blocks)
+    admission = make(room)
+    enter(admission, 0.0)
+    admission.admit(0.0)
+    for wanted, priority, is_whole in requests:
+        head = admission.queue.head()
+        had_place = head is not None and admission._has_place(room, head.demand)
+        ticket, _ = admission.enter(
+            demand(blocks=wanted, priority=priority), 0.0, foresee=lambda _, is_whole=is_whole: Fares(0.0, is_whole)
+        )
+        if ticket.state == "admitted":
+            assert is_whole
+            assert had_place
+            assert head.priority >= priority
+            assert admission.queue.head() is head
+            assert admission._has_place(room, head.demand)
+
+
+def test_tenants_pay_for_requests_that_pass() -> None:
+    """One that has four done whole gives the other its next turns."""
+    admission = make(NO_PREFILL)
+    enter(admission, 0.0)
+    admission.admit(0.0)
+    for tenant in ("passing", "other"):
+        enter(admission, 0.0, 6, tenant=tenant)  # type: ignore[arg-type]
+    for _ in range(4):
+        assert pass_by(admission, tenant="passing").state == "admitted"
+    order = [admission.queue.pop().tenant for _ in range(12)]
+    assert order[:6].count("other") == 5  # the first turn had begun
+
+
+def test_who_passes_still_has_to_be_in_time() -> None:
+    admission = make(Room(prompt_tokens=0.0, read_s=0.01, alone_s=0.01))
+    enter(admission, 0.0, 5)
+    admission.admit(0.0)
+    in_time = admission.enter(demand(), 0.0, 1.0, lambda _: Fares(0.9, is_whole=True))[0]
+    assert in_time.state == "admitted"
+    with pytest.raises(Refusal, match=r"a wait of 0.00 s and 1.10 s for the prompt"):
+        admission.enter(demand(), 0.0, 1.0, lambda _: Fares(1.1, is_whole=True))
 
 
 ARRIVALS = st.lists(

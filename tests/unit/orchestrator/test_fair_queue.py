@@ -88,6 +88,22 @@ def test_what_is_foretold_to_come_before_a_request_comes_before_it(costs: list[i
     assert abs(before - foretold) <= 2 * 3 * max(*costs, mine)
 
 
+@given(st.lists(st.integers(1, 40), min_size=40, max_size=40), st.lists(st.integers(1, 40), max_size=10))
+def test_what_is_served_outside_the_queue_is_paid_for_in_it(costs: list[int], outside: list[int]) -> None:
+    """Its tenant's next request comes as much later, and that is foretold."""
+    queue = fill(*(One(n, 1, "other", cost) for n, cost in enumerate(costs)), first := One(98, 1, "owes", 5))
+    for cost in outside:
+        queue.charge(One(0, 1, "owes", cost))
+    foretold = queue.cost_before(1, "owes", 5)
+    queue.add(last := One(99, 1, "owes", 5))
+    served = []
+    while (one := queue.pop()) is not last:
+        served.append(one)
+    others = sum(one.cost for one in served if one is not first)
+    assert others >= min(sum(costs), sum(outside)) - 3 * 40
+    assert abs(sum(one.cost for one in served) - foretold) <= 3 * 40
+
+
 def test_a_higher_priority_goes_first_and_leaves_the_turns_of_the_others_alone() -> None:
     queue = fill(One(0, 5, "a", 10), One(1, 5, "b", 10))
     assert queue.head() == One(0, 5, "a", 10)

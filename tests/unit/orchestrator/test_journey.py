@@ -14,7 +14,7 @@ from tandem.messages import Decode, Failed, Finished, FinishReason, Generate, Pr
 from tandem.orchestrator.admission import Demand
 from tandem.text.codec import TextCodec
 from tests.unit.orchestrator.trips import TEXT, Trip, travel
-from tests.unit.routing.sites import PREFILL_S
+from tests.unit.routing.sites import PREFILL_S, measured
 
 FIRST = Demand(priority=5, tenant="", prompt_tokens=3, max_tokens=3, blocks=1)
 """Of another request, that is in flight."""
@@ -244,7 +244,7 @@ def test_tenants_share_no_cached_blocks(codec: TextCodec) -> None:
 
 def test_without_room_a_request_waits_and_its_client_may_leave(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
-        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        first = trip.gate.enter(FIRST, math.inf, lambda _: None)
         trip.start()
         await trip.until(lambda: trip.admission.queue)
         assert trip.prefill.work == []
@@ -263,25 +263,30 @@ def test_without_room_a_request_waits_and_its_client_may_leave(codec: TextCodec)
         assert len(trip.prefill.work) == (name == "stays")
 
 
-def test_workers_are_chosen_with_how_many_wait_behind(codec: TextCodec) -> None:
+def test_who_is_better_done_whole_passes_those_who_wait_for_prefill_workers(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
-        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        trip.workers.router.report("prefill_0", 1, measured(queued=1, queued_tokens=1000), None)
+        first, behind = (trip.gate.enter(FIRST, math.inf, lambda _: None) for _ in range(2))
+        assert (first.state, behind.state) == ("admitted", "waiting")
         trip.start()
-        await trip.until(lambda: trip.admission.queue)
-        behind = [trip.gate.enter(FIRST, math.inf, lambda: 0.0) for _ in range(3)]
+        await trip.until(lambda: trip.decode.work)
+        assert behind.state == "waiting"
+        trip.gate.leave(behind)
         trip.gate.leave(first)
-        await trip.until(lambda: trip.prefill.work)
-        for ticket in behind:
-            trip.gate.leave(ticket)
-        trip.journey.cancel()
+        trip.workers.router.report("prefill_0", 1, measured(), None)
+        trip.decode.say(trip.tokens(0, 3), trip.finished())
         await trip.end()
 
-    assert travel(test, codec, limits=Limits(max_requests=1)).workers.waiting == 3
+    trip = travel(test, codec, max_tokens=3)
+    assert isinstance(trip.decode.work[0], Generate)
+    assert "whole:" in trip.client.fact("route")
+    assert trip.workers.waiting.others == 1
+    assert trip.workers.waiting.own_s > 0
 
 
 def test_who_has_waited_for_room_too_long_is_told_when_to_come_back(codec: TextCodec) -> None:
     async def test(trip: Trip) -> None:
-        first = trip.gate.enter(FIRST, math.inf, lambda: 0.0)
+        first = trip.gate.enter(FIRST, math.inf, lambda _: None)
         trip.start()
         await trip.until(lambda: trip.client.error)
         trip.gate.leave(first)

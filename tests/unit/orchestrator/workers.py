@@ -11,6 +11,7 @@ from tandem.kv.hashes import pack_hashes
 from tandem.lanes.client import Mailbox
 from tandem.messages import AnyWork, EngineEvent, Failed, StageName
 from tandem.orchestrator.fleet import Assignment
+from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.router import Plan
 from tests.unit.routing.sites import info, make_router, stored
 
@@ -96,7 +97,7 @@ class Workers:
         max_tokens: int,
         *,
         salt: str = "",
-        waiting: int = 0,
+        waiting: Waiting = NOBODY_WAITS,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
@@ -105,9 +106,9 @@ class Workers:
             self._plan(token_ids, max_tokens, ())
         )
 
-    def first_token_s(self, token_ids: list[int], max_tokens: int, salt: str) -> float:
+    def foresee(self, token_ids: list[int], max_tokens: int, salt: str, waiting: Waiting) -> Plan:
         self.salt = salt
-        return self._plan(token_ids, max_tokens, ()).first_token_s
+        return self._plan(token_ids, max_tokens, (), waiting)
 
     def route_now(
         self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
@@ -118,10 +119,13 @@ class Workers:
         except TandemError:
             return None
 
-    def _plan(self, token_ids: list[int], max_tokens: int, avoid: Collection[str]) -> Plan:
+    def _plan(
+        self, token_ids: list[int], max_tokens: int, avoid: Collection[str], waiting: Waiting = NOBODY_WAITS
+    ) -> Plan:
         if self.whole:
             stored(self.router, "decode_0", [1])
-        return self.router.plan(pack_hashes([1] if self.whole else []), len(token_ids), max_tokens, 0.0, avoid=avoid)
+        hashes = pack_hashes([1] if self.whole else [])
+        return self.router.plan(hashes, len(token_ids), max_tokens, 0.0, waiting=waiting, avoid=avoid)
 
     def _assign(self, plan: Plan) -> Assignment:
         prefill, decode = plan.workers

@@ -11,6 +11,7 @@ from tandem.deployment import Routing
 from tandem.kv.hashes import pack_hashes
 from tandem.messages import BlocksStored, KvFormat, KvReport, Load, StageName, WorkerInfo
 from tandem.routing.cost import Costs, Request, weigh
+from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.router import Plan, Router
 from tandem.routing.speeds import KNEE_TOKENS
 from tandem.routing.table import WorkerTable
@@ -97,7 +98,7 @@ def ask(
     tokens: int | None = None,
     answer: int = 50,
     now: float = 0.0,
-    waiting: int = 0,
+    waiting: Waiting = NOBODY_WAITS,
     avoid: Collection[str] = (),
 ) -> Plan:
     """Plan a prompt of these blocks and one token more."""

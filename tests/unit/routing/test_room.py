@@ -12,7 +12,7 @@ from tests.unit.routing.sites import BATCH, BLOCKS, MORE_S, PREFILL_S, ask, info
 
 
 def test_idle_workers_have_room_for_a_batch_and_a_little_more_and_for_what_they_read_ahead() -> None:
-    room = make_router(each=2).room(kv_share=0.5, waiting=0)
+    room = make_router(each=2).room(kv_share=0.5)
     assert room is not None
     assert room.requests == 2 * BATCH * (1 + HEADROOM)
     assert room.blocks == pytest.approx(2 * BLOCKS / 2)
@@ -20,58 +20,32 @@ def test_idle_workers_have_room_for_a_batch_and_a_little_more_and_for_what_they_
     assert (room.alone_s, room.read_s) == pytest.approx((MORE_S, MORE_S / 2))
 
 
-def test_decode_workers_help_where_reading_holds_up_more_who_wait_than_who_write() -> None:
-    """Three answers are written by each of two decode workers; six requests wait for each of two prefill workers."""
-    router = make_router(each=2)
-    router.report("decode_1", 1, measured(running=3), None)
-    for waiting, helpers in ((2, 0), (3, 1), (6, 1), (7, 2)):
-        room = router.room(1.0, waiting)
-        assert room is not None
-        assert room.prompt_tokens == pytest.approx((2 + helpers) * AHEAD_S / PREFILL_S)
-        assert room.read_s == pytest.approx(MORE_S / (2 + helpers))
-    apart = make_router(each=2, conditional_disaggregation=False).room(1.0, 100)
-    assert apart is not None
-    assert apart.prompt_tokens == pytest.approx(2 * AHEAD_S / PREFILL_S)
-
-
-def test_a_prompt_goes_where_room_was_found_for_it() -> None:
-    """Once prefill workers have as much to read as they take in advance, those who wait count against them."""
-    router, prompt = make_router(each=1), list(range(1, 41))
-    router.report("decode_0", 1, measured(running=3), None)
-    assert {ask(router, prompt, waiting=waiting).verdict.way for waiting in (0, 100)} == {"split"}
-    router.report("prefill_0", 1, measured(running=3, queued_tokens=int(1.1 * AHEAD_S / PREFILL_S)), None)
-    plans = {waiting: ask(router, prompt, waiting=waiting) for waiting in (0, 1, 100)}
-    assert {waiting: plan.verdict.way for waiting, plan in plans.items()} == {0: "split", 1: "split", 100: "whole"}
-    assert plans[1].verdict.split is not None
-    assert plans[1].verdict.split.held_up_s == pytest.approx(641 * PREFILL_S)
-
-
 def test_what_is_in_hand_takes_of_it_until_it_ends() -> None:
     router = make_router(each=1)
-    free = router.room(1.0, 0)
+    free = router.room(1.0)
     route = router.commit(ask(router, [1, 2], answer=50), 0.0)
-    room = router.room(1.0, 0)
+    room = router.room(1.0)
     assert free is not None
     assert room is not None
     assert room.requests == free.requests - 1
     assert room.blocks == pytest.approx(free.blocks - 6)  # 33 tokens and 50
     assert room.prompt_tokens == pytest.approx(free.prompt_tokens - 33)
     route.first_token()
-    assert router.room(1.0, 0) is not None
+    assert router.room(1.0) is not None
     route.end()
-    assert router.room(1.0, 0) == free
+    assert router.room(1.0) == free
 
 
 def test_answers_are_reckoned_as_long_as_others_of_late() -> None:
     """Of 2000 tokens asked for, 40 are written: what the longest answers would need is not held free."""
     router = make_router(each=1)
-    free = router.room(1.0, 0)
+    free = router.room(1.0)
     assert router.blocks_for(33, 2000) == 128
     for _ in range(1000):
         router.answered(2000, 40)
     assert router.blocks_for(33, 2000) == 5
     router.commit(ask(router, [1, 2], answer=2000), 0.0)
-    room = router.room(1.0, 0)
+    room = router.room(1.0)
     assert free is not None
     assert room is not None
     assert room.blocks == pytest.approx(free.blocks - 5)
@@ -80,7 +54,7 @@ def test_answers_are_reckoned_as_long_as_others_of_late() -> None:
 def test_what_others_have_there_counts_and_one_full_worker_does_not_fill_another() -> None:
     router = make_router(each=2)
     router.report("decode_0", 1, measured(running=500, blocks_used=BLOCKS + 500), None)
-    room = router.room(1.0, 0)
+    room = router.room(1.0)
     assert room is not None
     assert (room.requests, room.blocks) == (BATCH * (1 + HEADROOM), pytest.approx(BLOCKS))
 
@@ -90,7 +64,7 @@ def room_with(load: Load) -> Room:
     router = make_router(each=1)
     router.join("prefill_0", info("prefill_0", "prefill", 2), Load())
     router.report("prefill_0", 2, load, None)
-    room = router.room(1.0, 0)
+    room = router.room(1.0)
     assert room is not None
     return room
 
@@ -111,15 +85,15 @@ def test_long_prompts_are_not_foretold_by_short_ones() -> None:
 
 def test_nothing_is_known_before_anybody_was_measured_and_nobody_is_no_room() -> None:
     router = make_router(each=0)
-    assert router.room(1.0, 0) is None
+    assert router.room(1.0) is None
     for name, stage in (("p", "prefill"), ("d", "decode")):
         router.add(name, stage)  # type: ignore[arg-type]
         router.join(name, info(name, stage), Load())  # type: ignore[arg-type]
-    room = router.room(1.0, 0)
+    room = router.room(1.0)
     assert room is not None
     assert (room.prompt_tokens, room.blocks, room.read_s, room.alone_s) == (math.inf, math.inf, None, None)
     assert room.requests == BATCH * (1 + HEADROOM)
     router.lose("d")
-    alone = router.room(1.0, 0)
+    alone = router.room(1.0)
     assert alone is not None
     assert alone.requests == BATCH * (1 + HEADROOM)  # prefill does both now

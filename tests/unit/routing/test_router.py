@@ -8,6 +8,8 @@ from tandem.deployment import Routing
 from tandem.errors import TandemError
 from tandem.kv.hashes import pack_hashes
 from tandem.messages import BlocksStored, KvReport, Load, StageName
+from tandem.routing.disaggregation import Waiting
+from tandem.routing.room import AHEAD_S
 from tandem.routing.router import EXPECTED_S, Plan, Route, Router
 from tests.unit.routing.sites import BLOCK, BLOCKS, PREFILL_S, ask, info, join, make_router, measured, stored
 
@@ -124,6 +126,29 @@ def test_a_long_queue_before_prefill_sends_prompts_to_decode() -> None:
     assert ask(router, PROMPT).verdict.way == "whole"
     router.report("prefill_0", 1, measured(), None)
     assert ask(router, PROMPT).verdict.way == "split"
+
+
+def test_a_request_that_would_wait_for_prefill_workers_is_done_whole_where_that_takes_less() -> None:
+    router = make_router(1)
+    router.report("decode_0", 1, measured(running=3), None)
+    whole_s = 4 * 641 * PREFILL_S  # 641 tokens, and as long for three answers
+    assert ask(router, PROMPT, waiting=Waiting(0, whole_s / 2)).verdict.way == "split"
+    plan = ask(router, PROMPT, waiting=Waiting(0, whole_s))
+    assert plan.is_whole
+    assert plan.verdict.split is not None
+    assert plan.verdict.split.gate_s == whole_s
+
+
+def test_it_is_too_where_that_holds_up_fewer() -> None:
+    """Once prefill workers have as much to read as they take in advance, those who wait count against them."""
+    router = make_router(1)
+    router.report("decode_0", 1, measured(running=3), None)
+    assert {ask(router, PROMPT, waiting=Waiting(others)).verdict.way for others in (0, 100)} == {"split"}
+    router.report("prefill_0", 1, measured(running=3, queued_tokens=int(1.1 * AHEAD_S / PREFILL_S)), None)
+    plans = {others: ask(router, PROMPT, waiting=Waiting(others)) for others in (0, 1, 100)}
+    assert {others: plan.verdict.way for others, plan in plans.items()} == {0: "split", 1: "split", 100: "whole"}
+    assert plans[1].verdict.split is not None
+    assert plans[1].verdict.split.held_up_s == pytest.approx(641 * PREFILL_S)
 
 
 def test_chance_among_near_ties_does_not_decide_the_way() -> None:
