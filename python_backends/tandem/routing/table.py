@@ -18,6 +18,9 @@ Flags = NDArray[np.bool_]
 Places = frozenset[int]
 NOBODY: Places = frozenset()
 
+LEAST_LEFT = 0.02
+"""No worker counts as fuller than that: what is foretold may be more than there is."""
+
 COLUMNS = (
     "wait_s",
     "prefill_s",
@@ -53,7 +56,7 @@ class WorkerTable:
     in_hand: Numbers
     """Requests."""
     stalled: Numbers
-    """Answers that stand still while it reads a prompt: those in hand, one at least."""
+    """Answers that stand still while it reads a prompt: those in hand, one at least, and those that wait for memory."""
     batch_share: Numbers
     """Of the largest batch, what would be taken with one more sequence; above 1 somebody waits."""
     used_share: Numbers
@@ -220,9 +223,10 @@ class WorkerTable:
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
         self.in_hand[place] = requests
-        self.stalled[place] = requests or 1
+        used_share = worker.blocks / worker.blocks_total if worker.blocks_total else 0.0
+        self.stalled[place] = (requests or 1) * crowding(used_share)
         self.batch_share[place] = (requests + 1) / worker.largest_batch
-        self.used_share[place] = worker.blocks / worker.blocks_total if worker.blocks_total else 0.0
+        self.used_share[place] = used_share
 
     def _write_speeds(self, place: int) -> None:
         worker = self._workers[place]
@@ -233,6 +237,16 @@ class WorkerTable:
         self.has_measured_prefill = prefill.known
         if prefill.known and pull.known:
             self.tokens_per_byte = pull.value / prefill.token_s
+
+
+def crowding(used_share: float) -> float:
+    """How many times as many are held up where an answer stands still, since it keeps its KV memory all the while.
+
+    As if four requests filled a worker: with the chance ``used_share ** 4`` it is full and another one waits, with the
+    same chance one more waits behind that, and so on. Without it, decode workers that read many prompts would fill up,
+    and prefill workers wait for them.
+    """
+    return 1.0 / max(1.0 - used_share**4, LEAST_LEFT)
 
 
 def _bar_of(flags: Flags) -> Numbers | None:

@@ -83,7 +83,7 @@ def test_kv_finds_nearly_all_that_one_shared_cache_would_and_halves_the_time_to_
     prefill, everyone = (oracle_hit_rate(traffic, n * PLAN.num_blocks) for n in (half, 2 * half))
     assert kv.hit_rate > max(prefill, 0.8 * everyone)  # running requests hold a part of all memory
     assert kv.ttft.mean < 0.5 * round_robin.ttft.mean
-    assert kv.inter_token.p99 < round_robin.inter_token.p99
+    assert kv.ttft.p99 < 0.5 * round_robin.ttft.p99
     assert kv.balance < 1.25
 
 
