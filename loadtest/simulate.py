@@ -115,7 +115,7 @@ def table(runs: list[Run]) -> Table:
     for name in ("workers", "load", "policy"):
         shown.add_column(name)
     times = ["TTFT mean", "p50", "p99, s", "inter-token mean", "p50", "p99, ms"]
-    for name in [*times, "hits", "oracle", "(prefill)", "balance", "failed"]:
+    for name in [*times, "hits", "held", "oracle", "(prefill)", "balance", "failed"]:
         shown.add_column(name, justify="right")
     for run in runs:
         r = run.results
@@ -126,6 +126,7 @@ def table(runs: list[Run]) -> Table:
             *(f"{value:.2f}" for value in (r.ttft.mean, r.ttft.p50, r.ttft.p99)),
             *(f"{1e3 * value:.1f}" for value in (r.inter_token.mean, r.inter_token.p50, r.inter_token.p99)),
             f"{r.hit_rate:.3f}",
+            f"{r.held_rate:.3f}",
             f"{run.oracle_hit_rate:.3f}",
             f"{run.prefill_oracle_hit_rate:.3f}",
             f"{r.balance:.2f}",

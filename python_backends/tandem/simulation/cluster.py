@@ -37,6 +37,7 @@ from tandem.orchestrator.admission import Admission, Demand, Reason, Refusal, Ti
 from tandem.routing.disaggregation import Waiting
 from tandem.routing.router import Plan, Route, Router
 from tandem.simulation.fleet import Clock, WorkerPlan, make_fleet
+from tandem.simulation.oracle import SharedView
 from tandem.simulation.results import Results, Tally, balance
 from tandem.simulation.trace import Arrival
 
@@ -95,7 +96,7 @@ class Cluster:
         self._heard_at = [0.0] * len(self.workers)
         self._requests: dict[str, _Request] = {}
         self._waiting: dict[Ticket, Arrival] = {}
-        self._tally = Tally()
+        self._tally, self._shared = Tally(), SharedView()
 
     def run(self, traffic: Iterable[Arrival]) -> Results:
         """All of ``traffic``, which comes in the order of its arrival, until its last answer has ended."""
@@ -199,6 +200,7 @@ class Cluster:
         request.places = {stage: self._places[name] for stage, name in names.items() if name is not None}
         self._requests[arrival.request_id] = request
         self._tally.prompt_tokens += arrival.num_tokens
+        self._tally.held_tokens += self._shared.find(arrival.hashes, arrival.num_tokens)
         if request.route.prefill is None:
             self._tally.whole += 1
             self._send("decode", request, Generate(**self._fields(request)))
@@ -234,6 +236,7 @@ class Cluster:
         worker, now = self.workers[place], self._clock.now
         while True:
             events, kv, load = worker.advance(now), worker.take_kv_events(), worker.load
+            self._shared.take(kv)
             if events or kv or load != self._loads[place]:
                 self._loads[place] = load
                 self._at(now + MESSAGE_S, partial(self._hear, place, events, kv, load))
@@ -324,6 +327,7 @@ class Cluster:
             ttft=tally.ttft.summary(),
             inter_token=tally.inter_token.summary(),
             hit_rate=tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
+            held_rate=tally.held_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
             prefill_use=sum(busy[:split]) / (now * split),
             decode_use=sum(busy[split:]) / (now * (len(busy) - split)),
             balance=balance(busy[:split]),

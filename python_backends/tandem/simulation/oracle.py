@@ -1,10 +1,12 @@
-"""What a prefix cache could find at best: all workers' memory as one cache, of which every request sees all."""
+"""What could be found at best: by one prefix cache of all memory, or by a router that knew all that workers hold."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
+from tandem.kv.hashes import Hashes
+from tandem.messages import BlocksStored, KvEvent
 from tandem.simulation.trace import TRACE_BLOCK, Arrival
 
 
@@ -24,3 +26,23 @@ def oracle_hit_rate(traffic: Iterable[Arrival], num_blocks: int) -> float:
         while len(cache) > num_blocks:
             cache.popitem(last=False)
     return hits / total if total else 0.0
+
+
+class SharedView:
+    """All workers' caches as one, as they are at this moment."""
+
+    def __init__(self) -> None:
+        self._holders: Counter[int] = Counter()
+        """By block hash."""
+
+    def take(self, changes: Iterable[KvEvent]) -> None:
+        """What a worker's cache has stored and removed."""
+        for change in changes:
+            each = 1 if isinstance(change, BlocksStored) else -1
+            for name in change.hashes:
+                self._holders[name] += each
+
+    def find(self, hashes: Hashes, num_tokens: int) -> int:
+        """Tokens of a prompt whose KV is there, given the hashes of its whole blocks. The last one is always read."""
+        found = next((i for i, name in enumerate(hashes.tolist()) if not self._holders.get(name)), len(hashes))
+        return TRACE_BLOCK * min(found, (num_tokens - 1) // TRACE_BLOCK)

@@ -64,6 +64,8 @@ class Tally:
     """By error code."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    held_tokens: int = 0
+    """Of prompts, by any worker when they went to workers."""
     output_tokens: int = 0
     whole: int = 0
     """Requests that one worker did whole."""
@@ -89,6 +91,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     inter_token: Times
     hit_rate: float
     """Prompt tokens that did not have to be read, of all."""
+    held_rate: float
+    """Prompt tokens whose KV any worker had when the request went to workers, of all: the most that could be found."""
     prefill_use: float
     """Of the prefill workers' time, the share in which they computed."""
     decode_use: float

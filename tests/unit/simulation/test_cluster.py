@@ -82,6 +82,7 @@ def test_kv_finds_nearly_all_that_one_shared_cache_would_and_halves_the_time_to_
     kv, round_robin = (run(traffic, policy, half=half) for policy in ("kv", "round_robin"))
     prefill, everyone = (oracle_hit_rate(traffic, n * PLAN.num_blocks) for n in (half, 2 * half))
     assert kv.hit_rate > max(prefill, 0.8 * everyone)  # running requests hold a part of all memory
+    assert kv.hit_rate > 0.95 * kv.held_rate > 1.5 * round_robin.hit_rate
     assert kv.ttft.mean < 0.5 * round_robin.ttft.mean
     assert kv.ttft.p99 < 0.5 * round_robin.ttft.p99
     assert kv.balance < 1.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.errors import TandemError
-from tandem.simulation.oracle import oracle_hit_rate
+from tandem.kv.hashes import pack_hashes
+from tandem.messages import BlocksRemoved, BlocksStored
+from tandem.simulation.oracle import SharedView, oracle_hit_rate
 from tandem.simulation.results import Distribution, balance
 from tandem.simulation.trace import TRACE_BLOCK, VOCAB_SIZE, Arrival, TraceLine, arrivals, read_trace
 
@@ -96,3 +99,21 @@ def test_a_distribution_is_right_to_a_percent() -> None:
 def test_balance_is_the_busiest_over_the_mean() -> None:
     assert balance([1.0, 1.0, 4.0]) == 2.0
     assert balance([0.0, 0.0]) == 1.0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 2), st.integers(1, 6)), max_size=40), st.integers(1, 5000))
+def test_all_caches_as_one_hold_what_any_of_them_holds(changes: list[tuple[bool, int, int]], num_tokens: int) -> None:
+    """Three workers store and remove the beginnings of one chain, against a set for each."""
+    view, held, chain = (
+        SharedView(),
+        [set[int]() for _ in range(3)],
+        pack_hashes(list(range(10, 10 + num_tokens // 512))),
+    )
+    for stores, worker, count in changes:
+        names = {int(name) for name in chain[:count]}
+        names = names - held[worker] if stores else held[worker] - names
+        held[worker] = held[worker] | names if stores else held[worker] - names
+        view.take([(BlocksStored if stores else BlocksRemoved)(hashes=sorted(names))])
+    anywhere = set.union(*held)
+    found = list(itertools.takewhile(anywhere.__contains__, chain.tolist()))
+    assert view.find(chain, num_tokens) == TRACE_BLOCK * min(len(found), (num_tokens - 1) // TRACE_BLOCK)
