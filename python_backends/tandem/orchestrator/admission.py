@@ -69,8 +69,8 @@ class Prospect(Protocol):
         ...
 
     @property
-    def is_whole(self) -> bool:
-        """Whether one worker would do both stages."""
+    def spares_prefill(self) -> bool:
+        """Whether it takes nothing of prefill workers, since one that only decodes had better do all of it."""
         ...
 
 
@@ -144,10 +144,6 @@ class Admission:
         """
         self._check_wait(self._expected_wait_s(priority, tenant, 1, now))
 
-    def waiting(self, priority: int, tenant: str, tokens: int, now: float) -> Waiting:
-        """Whom a request of so many tokens would have to wait for that came now, and how long."""
-        return Waiting(len(self.queue), self._expected_wait_s(priority, tenant, tokens, now))
-
     def enter(
         self,
         demand: Demand,
@@ -162,11 +158,12 @@ class Admission:
         Raises:
             Refusal: it would wait too long, or have no time left.
         """
-        waiting, passed = self.waiting(demand.priority, demand.tenant, demand.tokens, now), NOBODY_WAITS
-        if self._passes(demand, waiting, foresee):
-            waiting, passed = NOBODY_WAITS, waiting
-        self._check_wait(waiting.own_s)
-        self._check_deadline(demand, waiting.own_s, time_left_s, partial(foresee, passed))
+        wait_s = self._expected_wait_s(demand.priority, demand.tenant, demand.tokens, now)
+        waiting = Waiting(len(self.queue), wait_s)
+        passed = waiting if wait_s and self._passes(demand, waiting, foresee) else NOBODY_WAITS
+        wait_s -= passed.own_s
+        self._check_wait(wait_s)
+        self._check_deadline(demand, wait_s, time_left_s, partial(foresee, passed))
         ticket = Ticket(demand, next(self._numbers), now, now + self._limits.max_queue_s)
         if passed.own_s:
             ticket.passed = passed
@@ -252,15 +249,15 @@ class Admission:
         return unbooked.blocks + sum(demand.blocks for demand in demands) <= room.blocks
 
     def _passes(self, demand: Demand, waiting: Waiting, foresee: Callable[[Waiting], Prospect | None]) -> bool:
-        """Whether those who wait do so for prefill workers alone, and this one is better done whole by a decode worker,
-        at once. Nobody passes one of a higher priority."""
-        head, room = self.queue.head(), self._find_room() if waiting.own_s else None
+        """Whether those who wait do so for prefill workers alone, and this one is better done by a decode worker, at
+        once. Nobody passes one of a higher priority."""
+        head, room = self.queue.head(), self._find_room()
         if head is None or room is None or head.priority < demand.priority:
             return False
         if not self._has_place(room, head.demand, demand):
             return False
         prospect = foresee(waiting)
-        return prospect is not None and prospect.is_whole
+        return prospect is not None and prospect.spares_prefill
 
     # -------------------------------------------------------------- what is refused
 

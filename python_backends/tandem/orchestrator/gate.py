@@ -65,10 +65,6 @@ class Gate:
         if (future := self._waiting.get(ticket)) is not None:
             await future
 
-    def waiting(self, priority: int, tenant: str, tokens: int) -> Waiting:
-        """Whom a request of so many tokens would have to wait for that came now, and how long."""
-        return self._admission.waiting(priority, tenant, tokens, self._clock())
-
     def booked(self, ticket: Ticket) -> None:
         """The router counts from now on what the request takes of the workers."""
         self._admission.booked(ticket)

@@ -45,6 +45,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who lends the prefill worker what it lacks; None: nobody, it computes."""
     keeper: StageName | None = None
     """Which of two workers keeps the KV; None: each for itself."""
+    spares_prefill: bool = False
+    """Whether it takes nothing of prefill workers, though it could: one that only decodes does both stages."""
     names: Sequence[str]
     policy: str
 
@@ -226,7 +228,8 @@ class Router:
         is_split = verdict.way == "split"
         lender = self._choose_lender(costs, offer, prefill.place) if offer and is_split else None
         keeper = self._keeping.draw(table, now) if self._lends and is_split else None
-        return self._plan(costs, hashes, verdict, prefill, decode, whole, lender, keeper)
+        spares_prefill = not is_split and whole is not None and not self._table.takes(whole.place, "prefill")
+        return self._plan(costs, hashes, verdict, prefill, decode, whole, lender, keeper, spares_prefill)
 
     def room(self, kv_share: float) -> Room | None:
         """How much more the workers can take at once; None where there are none. See ``find_room``."""
@@ -313,6 +316,7 @@ class Router:
         whole: Choice | None,
         lender: Offer | None = None,
         keeper: StageName | None = None,
+        spares_prefill: bool = False,
     ) -> Plan:
         return Plan(
             costs=costs,
@@ -323,6 +327,7 @@ class Router:
             whole=whole,
             lender=lender,
             keeper=keeper,
+            spares_prefill=spares_prefill,
             names=self._table.names,
             policy=self._routing.policy,
         )

@@ -183,6 +183,11 @@ class WorkerTable:
         flags: Flags = self._usable_in("prefill", None, avoid) & partners.any(axis=1)
         return flags
 
+    def takes(self, place: int, stage: StageName) -> bool:
+        """Whether a worker takes new work of a stage."""
+        bar = self.bar(stage)
+        return bar is not None and bar.item(place) == 0.0
+
     def usable(self, stage: StageName) -> int:
         """How many of a stage take new work."""
         bar = self.bar(stage)

@@ -31,7 +31,7 @@ class Fares(NamedTuple):
     """As a plan."""
 
     first_token_s: float
-    is_whole: bool = False
+    spares_prefill: bool = False
 
 
 def demand(prompt: int = 100, answer: int = 100, blocks: int = 10, priority: int = 5, tenant: str = "") -> Demand:
@@ -160,7 +160,7 @@ NO_PREFILL = Room(prompt_tokens=0.0, read_s=0.01)
 
 def pass_by(admission: Admission, **fields: Any) -> Ticket:
     """A request comes that is better done whole."""
-    return admission.enter(demand(**fields), 0.0, foresee=lambda _: Fares(0.0, is_whole=True))[0]
+    return admission.enter(demand(**fields), 0.0, foresee=lambda _: Fares(0.0, spares_prefill=True))[0]
 
 
 def test_who_is_better_done_whole_does_not_wait_for_prefill_workers() -> None:
@@ -168,7 +168,7 @@ def test_who_is_better_done_whole_does_not_wait_for_prefill_workers() -> None:
 
     def foresee(waiting: Waiting) -> Fares:
         asked.append(waiting)
-        return Fares(0.0, is_whole=len(asked) > 1)
+        return Fares(0.0, spares_prefill=len(asked) > 1)
 
     running, waiting = enter(admission, 0.0, 2)
     assert admission.admit(0.0) == [running]
@@ -218,14 +218,16 @@ def test_whoever_passes_the_next_in_the_queue_still_has_its_place(
     admission = make(room)
     enter(admission, 0.0)
     admission.admit(0.0)
-    for wanted, priority, is_whole in requests:
+    for wanted, priority, spares_prefill in requests:
         head = admission.queue.head()
         had_place = head is not None and admission._has_place(room, head.demand)
         ticket, _ = admission.enter(
-            demand(blocks=wanted, priority=priority), 0.0, foresee=lambda _, is_whole=is_whole: Fares(0.0, is_whole)
+            demand(blocks=wanted, priority=priority),
+            0.0,
+            foresee=lambda _, spares_prefill=spares_prefill: Fares(0.0, spares_prefill),
         )
         if ticket.state == "admitted":
-            assert is_whole
+            assert spares_prefill
             assert had_place
             assert head.priority >= priority
             assert admission.queue.head() is head
@@ -249,10 +251,10 @@ def test_who_passes_still_has_to_be_in_time() -> None:
     admission = make(Room(prompt_tokens=0.0, read_s=0.01, alone_s=0.01))
     enter(admission, 0.0, 5)
     admission.admit(0.0)
-    in_time = admission.enter(demand(), 0.0, 1.0, lambda _: Fares(0.9, is_whole=True))[0]
+    in_time = admission.enter(demand(), 0.0, 1.0, lambda _: Fares(0.9, spares_prefill=True))[0]
     assert in_time.state == "admitted"
     with pytest.raises(Refusal, match=r"a wait of 0.00 s and 1.10 s for the prompt"):
-        admission.enter(demand(), 0.0, 1.0, lambda _: Fares(1.1, is_whole=True))
+        admission.enter(demand(), 0.0, 1.0, lambda _: Fares(1.1, spares_prefill=True))
 
 
 ARRIVALS = st.lists(

@@ -132,11 +132,29 @@ def test_a_request_that_would_wait_for_prefill_workers_is_done_whole_where_that_
     router = make_router(1)
     router.report("decode_0", 1, measured(running=3), None)
     whole_s = 4 * 641 * PREFILL_S  # 641 tokens, and as long for three answers
-    assert ask(router, PROMPT, waiting=Waiting(0, whole_s / 2)).verdict.way == "split"
+    plan = ask(router, PROMPT, waiting=Waiting(0, whole_s / 2))
+    assert not plan.is_whole
+    assert not plan.spares_prefill
     plan = ask(router, PROMPT, waiting=Waiting(0, whole_s))
     assert plan.is_whole
+    assert plan.spares_prefill
     assert plan.verdict.split is not None
     assert plan.verdict.split.gate_s == whole_s
+
+
+def test_a_worker_that_reads_for_others_too_spares_nobody() -> None:
+    """Where the worker for all of it is one that those who wait are waiting for."""
+    alone = make_router(1)
+    alone.lose("prefill_0")
+    both = make_router(0)
+    for name in ("both_0", "both_1"):
+        both.add(name, "both")
+        join(both, name, "both")  # type: ignore[arg-type]
+    both.pair("both_0", "both_1")
+    for router in (alone, both):
+        plan = ask(router, PROMPT, waiting=Waiting(10, 100.0))
+        assert plan.is_whole
+        assert not plan.spares_prefill
 
 
 def test_it_is_too_where_that_holds_up_fewer() -> None:
