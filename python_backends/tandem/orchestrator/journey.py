@@ -9,6 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -164,12 +165,8 @@ class Journey:
             max_tokens=max_tokens,
             blocks=self._fleet.blocks_for(len(prompt), max_tokens),
         )
-        time_left_s = self._timeout_s - self._timings.total
-        self._ticket = self._gate.enter(
-            demand,
-            time_left_s,
-            lambda waiting: self._fleet.foresee(prompt, max_tokens, self.ask.tenant, waiting),
-        )
+        foresee = partial(self._fleet.foresee, prompt, max_tokens, self.ask.tenant)
+        self._ticket = self._gate.enter(demand, self._timeout_s - self._timings.total, foresee)
         await self._gate.admitted(self._ticket)
 
     async def _choose_workers(self) -> Attempt:
