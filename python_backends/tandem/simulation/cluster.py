@@ -99,14 +99,22 @@ class Cluster:
         self._tally, self._shared = Tally(), SharedView()
 
     def run(self, traffic: Iterable[Arrival]) -> Results:
-        """All of ``traffic``, which comes in the order of its arrival, until its last answer has ended."""
+        """All of ``traffic``, which comes in the order of its arrival, until its last answer has ended.
+
+        Raises:
+            RuntimeError: one never ends.
+        """
         began = time.monotonic()
         self._arrivals = iter(traffic)
         self._expect_next()
         self._poll()
-        while self._agenda and (self._more_to_come or self._requests or self._waiting):
+        while self._agenda:
             self._clock.now, _, act = heapq.heappop(self._agenda)
             act()
+        if self._requests or self._waiting:
+            raise RuntimeError(
+                f"nothing happens any more, and {len(self._requests) + len(self._waiting)} have not ended"
+            )
         return self._results(time.monotonic() - began)
 
     def _join(self) -> None:
@@ -127,18 +135,17 @@ class Cluster:
 
     def _expect_next(self) -> None:
         """Put the next request on the agenda, if there is one."""
-        arrival = next(self._arrivals, None)
-        self._more_to_come = arrival is not None
-        if arrival is not None:
+        if (arrival := next(self._arrivals, None)) is not None:
             self._at(arrival.at, partial(self._arrive, arrival))
 
     def _poll(self) -> None:
-        """Have silent workers report."""
+        """Have silent workers report, for as long as there is anything else to do."""
         now = self._clock.now
         for place, heard in enumerate(self._heard_at):
             if now - heard >= POLL_S:
                 self._hear(place, [], [], self._loads[place])
-        self._at(now + POLL_S, self._poll)
+        if self._agenda:
+            self._at(now + POLL_S, self._poll)
 
     # ------------------------------------------------------------ requests
 
@@ -158,7 +165,6 @@ class Cluster:
             self._let_go(ticket, arrival)
             return
         self._waiting[ticket] = arrival
-        self._at(ticket.leave_by, self._admit)
         self._admit()
 
     def _demand(self, arrival: Arrival) -> Demand:

@@ -196,8 +196,10 @@ class SimulatedWorker:
             self.leases.expire()
             begins = self._end_step(now)
             self._read_ended()
+            self._admit(now)
             self._begin_reads(now)
             self._read_ended()
+            self._admit(now)  # those too to whom nothing was lent
             if self._step is None:
                 self._begin_step(begins)
             elif self._changed:
@@ -208,11 +210,13 @@ class SimulatedWorker:
 
     # ------------------------------------------------------------ pull
 
-    def _begin_reads(self, now: float) -> None:
-        """Have the transfer do its part of the pulls whose bytes are there by the profile."""
+    def _admit(self, now: float) -> None:
         for sequence in self._scheduler.admit():
             moving = _tokens_to_move(self._in_hand[sequence.request_id])
             self._reads[sequence.request_id] = now + transfer_s(self._timing, moving)
+
+    def _begin_reads(self, now: float) -> None:
+        """Have the transfer do its part of the pulls whose bytes are there by the profile."""
         for request_id in [r for r, at in self._reads.items() if at <= now]:
             del self._reads[request_id]
             self._read(self._in_hand[request_id])

@@ -23,6 +23,7 @@ from tandem.messages import (
     Failed,
     Finished,
     Generate,
+    Lender,
     Prefill,
     Prefilled,
     Pulled,
@@ -142,6 +143,19 @@ def test_a_cached_beginning_costs_nothing_but_its_attention() -> None:
     world.run()
     assert world.clock.now - began == pytest.approx(step_s(TIMING, 3, prefill_pairs(960, 3), 0))
     assert world.last("b") == msgspec.structs.replace(world.last("b"), cached_tokens=960, queue_s=0.0)
+
+
+@pytest.mark.parametrize("lender", ["decode_0", "unknown"])
+def test_who_is_lent_nothing_reads_at_once(lender: str) -> None:
+    """By a worker that has nothing, or that it is not paired with; no other work comes to wake it."""
+    world = World()
+    world.prefill.handover.peers["decode_0"] = world.decode.info
+    world.prefill.submit([make(Prefill, "a", 100, lender=Lender(worker_id=lender, num_tokens=96))], 0.0)
+    world.run()
+    asked = transfer_s(TIMING, 96)
+    assert world.clock.now == pytest.approx(asked + step_s(TIMING, 100, prefill_pairs(0, 100), 0))
+    assert isinstance(world.last("a"), Prefilled)
+    assert (world.prefill.load.borrows_failed, world.prefill.load.queued) == (1, 0)
 
 
 def test_a_long_prompt_is_read_in_steps() -> None:
