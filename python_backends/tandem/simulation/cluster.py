@@ -111,10 +111,8 @@ class Cluster:
         while self._agenda:
             self._clock.now, _, act = heapq.heappop(self._agenda)
             act()
-        if self._requests or self._waiting:
-            raise RuntimeError(
-                f"nothing happens any more, and {len(self._requests) + len(self._waiting)} have not ended"
-            )
+        if left := len(self._requests) + len(self._waiting):
+            raise RuntimeError(f"nothing happens any more, and {left} requests have not ended")
         return self._results(time.monotonic() - began)
 
     def _join(self) -> None:

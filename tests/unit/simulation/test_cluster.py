@@ -109,3 +109,8 @@ def test_failures_reach_the_tally() -> None:
     results = run(conversations(30, 4, rate=8.0), plan=plan)
     assert results.failed.keys() == {"engine_failed"}
     assert results.finished + sum(results.failed.values()) == results.requests == 120
+
+
+def test_a_simulation_in_which_a_request_never_ends_says_so() -> None:
+    with pytest.raises(RuntimeError, match="requests have not ended"):
+        run(conversations(30, 4, rate=8.0), plan=replace(PLAN, faults=Faults(hang_after=5)))
