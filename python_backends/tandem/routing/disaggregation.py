@@ -48,13 +48,27 @@ class Whole(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefill_s: float
     """Wait and uncached tokens on that worker."""
     stall_s: float
-    """What its running answers lose meanwhile, added up."""
+    """What its running answers lose meanwhile, added up; where it passes the gate, also who waits for their memory."""
     decode_s: float
 
     @property
     def total_s(self) -> float:
         """All of it."""
         return self.prefill_s + self.stall_s + self.decode_s
+
+
+LEAST_LEFT = 0.1
+"""Of a worker's KV memory: what is foretold to be taken may be more than there is."""
+
+
+def crowding(used_share: float) -> float:
+    """How many times as many are held up where answers stand still, since they keep their KV memory all the while.
+
+    As if four requests filled a worker: with the chance ``used_share ** 4`` it is full and another one waits, with the
+    same chance one more waits behind that, and so on. Without it, decode workers that read what passes the gate would
+    fill up, and prefill workers wait for them.
+    """
+    return 1.0 / max(1.0 - used_share**4, LEAST_LEFT)
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

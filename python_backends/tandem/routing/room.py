@@ -32,7 +32,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: float = math.inf
     """To be read."""
     blocks: float = math.inf
-    """Of KV, for prompts and what answers will take."""
+    """Of KV, for prompts and what answers will take; those of prompts still read elsewhere count as free."""
     read_s: float | None = None
     """Per prompt token at least, all who would read reading at once; None as long as nobody has been measured."""
     alone_s: float | None = None
@@ -51,6 +51,7 @@ def find_room(table: WorkerTable, kv_share: float) -> Room | None:
     slots = batch + np.maximum(HEADROOM * batch, LEAST_HEADROOM) - table.in_hand[writing]
     share, block = kv_share - table.used_share[writing], table.block_share[writing]
     blocks = math.inf if (block == 0.0).any() else float((np.maximum(share, 0.0) / block).sum())
+    blocks += table.coming.blocks  # as long as a prompt is read elsewhere it takes memory there, and none here
     room = Room(requests=float(np.maximum(slots, 0.0).sum()), blocks=blocks)
     per_token = table.prefill_s[reading]
     if not table.has_measured_prefill or (per_token <= 0.0).any():

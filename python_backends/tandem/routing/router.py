@@ -15,7 +15,7 @@ from tandem.kv.hashes import Hashes
 from tandem.messages import KvReport, Load, Role, StageName, WorkerInfo
 from tandem.routing import weighing
 from tandem.routing.cost import Costs, Request, weigh
-from tandem.routing.disaggregation import NOBODY_WAITS, Split, Task, Verdict, Waiting, Whole, choose_way
+from tandem.routing.disaggregation import NOBODY_WAITS, Split, Task, Verdict, Waiting, Whole, choose_way, crowding
 from tandem.routing.index import Held, PrefixIndex
 from tandem.routing.keeping import Keeping
 from tandem.routing.lending import LEAST_GAIN_S, Offer
@@ -224,7 +224,7 @@ class Router:
         whole = None
         if self._routing.conditional_disaggregation and table.has_measured_prefill:
             whole = self._choose("generate", table.bar("decode", avoid=avoided), costs)
-        verdict = choose_way(self._split(costs, prefill, decode, waiting), self._whole(costs, whole))
+        verdict = choose_way(self._split(costs, prefill, decode, waiting), self._whole(costs, whole, waiting))
         is_split = verdict.way == "split"
         lender = self._choose_lender(costs, offer, prefill.place) if offer and is_split else None
         keeper = self._keeping.draw(table, now) if self._lends and is_split else None
@@ -250,7 +250,7 @@ class Router:
             uncached = int(tokens(weighing.UNCACHED, place))
             to_read = round(tokens(weighing.TO_READ, place)) if plan.lender else uncached
             prefill = self._table.book(place, to_read, request.prompt_blocks)
-            decode = self._table.book(plan.decode.place, 0, request.all_blocks)
+            decode = self._table.book(plan.decode.place, 0, request.all_blocks, later=True)
         held = (request.num_tokens - uncached) // self._block_size
         self._index.give(place, plan.hashes, held, now, now + EXPECTED_S)
         return Route(prefill, decode)
@@ -348,12 +348,13 @@ class Router:
             decode_s=seconds(weighing.DECODE_TOTAL, writer),
         )
 
-    def _whole(self, costs: Costs, whole: Choice | None) -> Whole | None:
+    def _whole(self, costs: Costs, whole: Choice | None, waiting: Waiting = NOBODY_WAITS) -> Whole | None:
         if whole is None:
             return None
         place, seconds = whole.cheapest, costs.weighed.item
+        price = crowding(self._table.used_share.item(place)) if waiting.own_s else 1.0
         return Whole(
             prefill_s=seconds(weighing.WAIT, place) + seconds(weighing.READ_WHOLE, place),
-            stall_s=seconds(weighing.STALL, place),
+            stall_s=price * seconds(weighing.STALL, place),
             decode_s=seconds(weighing.DECODE_TOTAL, place),
         )

@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 from tandem.messages import Load, Role, StageName, does
 from tandem.routing.answers import AnswerLengths
 from tandem.routing.speeds import Speeds
-from tandem.routing.worker import Booking, WorkerState
+from tandem.routing.worker import Amounts, Booking, WorkerState
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Places = frozenset[int]
 NOBODY: Places = frozenset()
-
-LEAST_LEFT = 0.02
-"""No worker counts as fuller than that: what is foretold may be more than there is."""
 
 COLUMNS = (
     "wait_s",
@@ -56,7 +53,7 @@ class WorkerTable:
     in_hand: Numbers
     """Requests."""
     stalled: Numbers
-    """Answers that stand still while it reads a prompt: those in hand, one at least, and those that wait for memory."""
+    """Answers that stand still while it reads a prompt: those in hand, one at least."""
     batch_share: Numbers
     """Of the largest batch, what would be taken with one more sequence; above 1 somebody waits."""
     used_share: Numbers
@@ -71,6 +68,8 @@ class WorkerTable:
         self._free: list[int] = []
         self._workers: list[WorkerState] = []
         self._typical, self.answers = Speeds(), AnswerLengths()
+        self.coming = Amounts()
+        """Of this router's work in hand, what decode workers will get when its prompts have been read elsewhere."""
         self.tokens_per_byte = math.inf
         """Of prompts, as many as are read in the time that a byte of KV takes to come from elsewhere."""
         self.has_measured_prefill = False
@@ -216,9 +215,10 @@ class WorkerTable:
         """Requests of this router that a worker was chosen for and that have not ended there."""
         return self._workers[place].own_requests
 
-    def book(self, place: int, tokens: int, blocks: int) -> Booking:
-        """A request is going to this worker, with so many tokens to be read; it takes so many blocks."""
-        return Booking(self._workers[place], tokens, blocks)
+    def book(self, place: int, tokens: int, blocks: int, *, later: bool = False) -> Booking:
+        """A request is going to this worker, with so many tokens to be read; it takes so many blocks. ``later``: it is
+        read elsewhere before."""
+        return Booking(self._workers[place], tokens, blocks, self.coming if later else None)
 
     def _write(self, place: int, worker: WorkerState) -> None:
         """Bring up to date what follows from what a worker has in hand."""
@@ -228,10 +228,9 @@ class WorkerTable:
         self.wait_s[place] = worker.tokens * worker.prefill_s
         self.step_s[place] = worker.step_s(requests + 1)
         self.in_hand[place] = requests
-        used_share = worker.blocks / worker.blocks_total if worker.blocks_total else 0.0
-        self.stalled[place] = (requests or 1) * crowding(used_share)
+        self.stalled[place] = requests or 1
         self.batch_share[place] = (requests + 1) / worker.largest_batch
-        self.used_share[place] = used_share
+        self.used_share[place] = worker.blocks / worker.blocks_total if worker.blocks_total else 0.0
 
     def _write_speeds(self, place: int) -> None:
         worker = self._workers[place]
@@ -242,16 +241,6 @@ class WorkerTable:
         self.has_measured_prefill = prefill.known
         if prefill.known and pull.known:
             self.tokens_per_byte = pull.value / prefill.token_s
-
-
-def crowding(used_share: float) -> float:
-    """How many times as many are held up where an answer stands still, since it keeps its KV memory all the while.
-
-    As if four requests filled a worker: with the chance ``used_share ** 4`` it is full and another one waits, with the
-    same chance one more waits behind that, and so on. Without it, decode workers that read many prompts would fill up,
-    and prefill workers wait for them.
-    """
-    return 1.0 / max(1.0 - used_share**4, LEAST_LEFT)
 
 
 def _bar_of(flags: Flags) -> Numbers | None:

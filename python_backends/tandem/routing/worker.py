@@ -150,17 +150,22 @@ class Booking(msgspec.Struct, gc=False):
     _worker: WorkerState
     _tokens: int
     _blocks: int
+    _coming: Amounts | None = None
+    """Where it is counted until the worker gets it."""
     _sent: bool = False
     _ended: bool = False
 
     def __post_init__(self) -> None:
         self._worker.count(1, self._tokens, self._blocks, was_sent=False)
+        if self._coming is not None:
+            self._coming.add(1, self._tokens, self._blocks)
 
     def send(self) -> None:
         """The worker has got the request, and counts it in its reports from now on."""
         if not (self._sent or self._ended):
             self._sent = True
             self._worker.sent(1, self._tokens, self._blocks)
+            self._arrive()
 
     def read(self) -> None:
         """The prompt has been read: the first token is there."""
@@ -173,6 +178,12 @@ class Booking(msgspec.Struct, gc=False):
         if not self._ended:
             self._ended = True
             self._worker.count(-1, -self._tokens, -self._blocks, self._sent)
+            self._arrive()
+
+    def _arrive(self) -> None:
+        if self._coming is not None:
+            self._coming.add(-1, -self._tokens, -self._blocks)
+            self._coming = None
 
 
 def _measured(mean: Mean, typical: Mean, guess: float) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.routing.disaggregation import Split, Whole, choose_way
+from tandem.routing.disaggregation import Split, Whole, choose_way, crowding
 
 SECONDS = st.floats(0, 100)
 
@@ -36,3 +38,14 @@ def test_the_only_way_is_taken() -> None:
     assert choose_way(split(9.0), None).way == "split"
     with pytest.raises(ValueError, match="no worker"):
         choose_way(None, None)
+
+
+def test_the_fuller_a_worker_is_the_more_are_held_up_by_what_it_reads() -> None:
+    """Half full hardly matters; a worker that is fuller than full still has a price."""
+    shares = [0.0, 0.5, 0.8, 0.9, 0.95, 1.0, 3.0]
+    prices = [crowding(share) for share in shares]
+    assert prices == sorted(prices)
+    assert prices[0] == 1.0
+    assert prices[1] < 1.1
+    assert prices[4] > 5.0
+    assert prices[5] == prices[6] < math.inf

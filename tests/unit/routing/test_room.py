@@ -28,11 +28,24 @@ def test_what_is_in_hand_takes_of_it_until_it_ends() -> None:
     assert free is not None
     assert room is not None
     assert room.requests == free.requests - 1
-    assert room.blocks == pytest.approx(free.blocks - 6)  # 33 tokens and 50
+    assert room.blocks == pytest.approx(free.blocks)  # the prefill worker has the prompt's, and decode none yet
     assert room.prompt_tokens == pytest.approx(free.prompt_tokens - 33)
     route.first_token()
-    assert router.room(1.0) is not None
+    route.sent("decode")
+    handed_over = router.room(1.0)
+    assert handed_over is not None
+    assert handed_over.blocks == pytest.approx(free.blocks - 6)  # 33 tokens and 50
     route.end()
+    assert router.room(1.0) == free
+
+
+def test_a_request_that_ends_before_it_is_handed_over_leaves_nothing() -> None:
+    router = make_router(each=1)
+    free = router.room(1.0)
+    for _ in range(2):
+        route = router.commit(ask(router, [1, 2], answer=50), 0.0)
+        route.end()
+        route.end()
     assert router.room(1.0) == free
 
 
@@ -44,7 +57,7 @@ def test_answers_are_reckoned_as_long_as_others_of_late() -> None:
     for _ in range(1000):
         router.answered(2000, 40)
     assert router.blocks_for(33, 2000) == 5
-    router.commit(ask(router, [1, 2], answer=2000), 0.0)
+    router.commit(ask(router, [1, 2], answer=2000), 0.0).sent("decode")
     room = router.room(1.0)
     assert free is not None
     assert room is not None

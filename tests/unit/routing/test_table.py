@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
-from tandem.routing.table import Numbers, WorkerTable, crowding
+from tandem.routing.table import Numbers, WorkerTable
 from tests.unit.routing.sites import BATCH, BLOCKS, PREFILL_S, PULL_S, STEP_S, make_table, measured
 
 
@@ -84,14 +82,3 @@ def test_a_worker_for_both_stages_stands_for_each() -> None:
     assert places(table.paired_bar()) == [0, place]
     assert places(table.bar("decode", 0)) == [1, place]
     assert places(table.bar("decode", place)) == [1]  # not itself
-
-
-def test_the_fuller_a_worker_is_the_more_are_held_up_by_what_it_reads() -> None:
-    """Half full hardly matters; a worker that is fuller than full still has a price."""
-    shares = [0.0, 0.5, 0.8, 0.9, 0.95, 1.0, 3.0]
-    prices = [crowding(share) for share in shares]
-    assert prices == sorted(prices)
-    assert prices[0] == 1.0
-    assert prices[1] < 1.1
-    assert prices[4] > 5.0
-    assert prices[5] == prices[6] < math.inf
