@@ -1,4 +1,4 @@
-"""How long answers become of what they are asked to be at most: KV blocks and steps are reckoned with that."""
+"""How long answers become: KV blocks, steps and when memory comes free are reckoned with that."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ DOUBT_TOKENS = 2000.0
 
 
 class AnswerLengths:
-    """The share of what was asked for, over the answers that ended of late."""
+    """Over the answers that ended of late."""
 
     def __init__(self) -> None:
         self._asked = self._written = DOUBT_TOKENS
+        self._count = 1.0
+        self.tokens = DOUBT_TOKENS
+        """What an answer comes to."""
         self.share = 1.0
-        """What an answer comes to, of the most that it may."""
+        """The same, of the most that it may."""
 
     def ended(self, max_tokens: int, tokens: int) -> None:
         """An answer of at most ``max_tokens`` has come to ``tokens``."""
         keep = math.exp(-1 / REMEMBERED)
         self._asked = keep * self._asked + max_tokens
         self._written = keep * self._written + tokens
+        self._count = keep * self._count + 1
+        self.tokens = self._written / self._count
         self.share = self._written / self._asked
 
     def expected(self, max_tokens: int) -> int:

@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 
-from tandem.routing.table import Numbers, WorkerTable
+from tandem.routing.table import Flags, Numbers, WorkerTable
 
 AHEAD_S = 0.2
 """Of prompts that a worker has to read, at most so much is handed to it in advance: more than a message's way takes."""
@@ -16,6 +16,9 @@ AHEAD_STEPS = 2.0
 HEADROOM = 0.25
 """Requests beyond the largest decode batches: those that are still in prefill or on their way."""
 LEAST_HEADROOM = 2.0
+SOON_S = 2.0
+"""What comes free of decode's memory within so long may be meant for prompts that are still being read elsewhere: they
+have their memory there. It is far less than a lease lasts, should they have to wait."""
 
 
 def read_ahead_s(table: WorkerTable) -> Numbers:
@@ -32,7 +35,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: float = math.inf
     """To be read."""
     blocks: float = math.inf
-    """Of KV, for prompts and what answers will take; those of prompts still read elsewhere count as free."""
+    """Of KV, for prompts and what answers will take; in part what is meant for prompts still read elsewhere."""
     read_s: float | None = None
     """Per prompt token at least, all who would read reading at once; None as long as nobody has been measured."""
     alone_s: float | None = None
@@ -51,7 +54,8 @@ def find_room(table: WorkerTable, kv_share: float) -> Room | None:
     slots = batch + np.maximum(HEADROOM * batch, LEAST_HEADROOM) - table.in_hand[writing]
     share, block = kv_share - table.used_share[writing], table.block_share[writing]
     blocks = math.inf if (block == 0.0).any() else float((np.maximum(share, 0.0) / block).sum())
-    blocks += table.coming.blocks  # as long as a prompt is read elsewhere it takes memory there, and none here
+    if math.isfinite(blocks):
+        blocks += min(table.coming.blocks, _free_soon(table, writing))
     room = Room(requests=float(np.maximum(slots, 0.0).sum()), blocks=blocks)
     per_token = table.prefill_s[reading]
     if not table.has_measured_prefill or (per_token <= 0.0).any():
@@ -63,3 +67,9 @@ def find_room(table: WorkerTable, kv_share: float) -> Room | None:
         read_s=float(1.0 / (1.0 / least).sum()),
         alone_s=float(least.min()),
     )
+
+
+def _free_soon(table: WorkerTable, writing: Flags) -> float:
+    """KV blocks that come free within ``SOON_S`` where memory is full, since answers end."""
+    answer_s = np.maximum(table.answers.tokens * table.step_s[writing], SOON_S)
+    return float((SOON_S / (answer_s * table.block_share[writing])).sum())

@@ -158,7 +158,7 @@ class Booking(msgspec.Struct, gc=False):
     def __post_init__(self) -> None:
         self._worker.count(1, self._tokens, self._blocks, was_sent=False)
         if self._coming is not None:
-            self._coming.add(1, self._tokens, self._blocks)
+            self._coming.add(1, 0, self._blocks)
 
     def send(self) -> None:
         """The worker has got the request, and counts it in its reports from now on."""
@@ -182,7 +182,7 @@ class Booking(msgspec.Struct, gc=False):
 
     def _arrive(self) -> None:
         if self._coming is not None:
-            self._coming.add(-1, -self._tokens, -self._blocks)
+            self._coming.add(-1, 0, -self._blocks)
             self._coming = None
 
 

@@ -18,6 +18,7 @@ def test_what_ended_of_late_counts_by_its_tokens() -> None:
         answers.ended(1000, 10)
         answers.ended(10, 10)
     assert answers.share == pytest.approx(20 / 1010, rel=0.02)
+    assert answers.tokens == pytest.approx(10, rel=0.02)
 
 
 def test_one_short_answer_says_little_and_what_changed_is_soon_known() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from tandem.messages import Load
@@ -37,6 +38,22 @@ def test_what_is_in_hand_takes_of_it_until_it_ends() -> None:
     assert handed_over.blocks == pytest.approx(free.blocks - 6)  # 33 tokens and 50
     route.end()
     assert router.room(1.0) == free
+
+
+def test_no_more_is_meant_for_prompts_still_read_than_comes_free_soon() -> None:
+    """Answers of 2,000 tokens take 40 s and more: of a thousand blocks hardly fifty come free in 2 s."""
+    router = make_router(each=1, conditional_disaggregation=False)
+    free = router.room(1.0)
+    assert free is not None
+    for _ in range(20):
+        router.commit(ask(router, [1, 2], answer=50), 0.0)  # 6 blocks each
+    room = router.room(1.0)
+    assert room is not None
+    soon = room.blocks - (free.blocks - 20 * 6)
+    assert 25 < soon < 50
+    for _ in range(1000):
+        router.answered(50, 50)  # from now on they take a second
+    assert router.room(1.0) == msgspec.structs.replace(room, blocks=free.blocks)
 
 
 def test_a_request_that_ends_before_it_is_handed_over_leaves_nothing() -> None:
