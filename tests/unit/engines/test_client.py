@@ -231,8 +231,9 @@ def test_a_process_may_be_silent_for_longer_until_it_is_ready(launch: Launch) ->
 
 
 def test_a_process_that_does_not_come_up_is_killed(launch: Launch) -> None:
-    engine = launch(silence_s=0.01, start_s=0.02)
-    assert engine.exit().startswith("no sign of life for 0.02 s, killed")
+    engine = launch(silence_s=0.01, start_s=1.0)
+    engine.system_process.suspend()
+    assert engine.exit().startswith("no sign of life for 1 s, killed")
     assert engine.reports.empty()
 
 
