@@ -228,7 +228,7 @@ class Router:
         is_split = verdict.way == "split"
         lender = self._choose_lender(costs, offer, prefill.place) if offer and is_split else None
         keeper = self._keeping.draw(table, now) if self._lends and is_split else None
-        spares_prefill = not is_split and whole is not None and not self._table.takes(whole.place, "prefill")
+        spares_prefill = not is_split and whole is not None and not table.takes(whole.place, "prefill")
         return self._plan(costs, hashes, verdict, prefill, decode, whole, lender, keeper, spares_prefill)
 
     def room(self, kv_share: float) -> Room | None:

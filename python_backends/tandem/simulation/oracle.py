@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tandem.kv.hashes import Hashes
 from tandem.messages import BlocksStored, KvEvent
@@ -18,8 +18,7 @@ def oracle_hit_rate(traffic: Iterable[Arrival], num_blocks: int) -> float:
     for arrival in traffic:
         total += arrival.num_tokens
         whole = arrival.blocks[: arrival.num_tokens // TRACE_BLOCK]
-        found = next((i for i, name in enumerate(whole) if name not in cache), len(whole))
-        hits += TRACE_BLOCK * min(found, (arrival.num_tokens - 1) // TRACE_BLOCK)
+        hits += _tokens_found(whole, arrival.num_tokens, cache.__contains__)
         for name in reversed(whole):  # the end of a chain goes before its start
             cache[name] = None
             cache.move_to_end(name)
@@ -43,6 +42,11 @@ class SharedView:
                 self._holders[name] += each
 
     def find(self, hashes: Hashes, num_tokens: int) -> int:
-        """Tokens of a prompt whose KV is there, given the hashes of its whole blocks. The last one is always read."""
-        found = next((i for i, name in enumerate(hashes.tolist()) if not self._holders.get(name)), len(hashes))
-        return TRACE_BLOCK * min(found, (num_tokens - 1) // TRACE_BLOCK)
+        """Tokens of a prompt whose KV is there, given the hashes of its whole blocks. Its last one is always read."""
+        return _tokens_found(hashes.tolist(), num_tokens, lambda name: self._holders.get(name, 0) > 0)
+
+
+def _tokens_found(names: Sequence[int], num_tokens: int, is_there: Callable[[int], bool]) -> int:
+    """Of a prompt whose whole blocks have these names: the tokens at its start whose blocks are there."""
+    found = next((i for i, name in enumerate(names) if not is_there(name)), len(names))
+    return TRACE_BLOCK * min(found, (num_tokens - 1) // TRACE_BLOCK)

@@ -157,7 +157,7 @@ def test_a_worker_that_reads_for_others_too_spares_nobody() -> None:
         assert not plan.spares_prefill
 
 
-def test_it_is_too_where_that_holds_up_fewer() -> None:
+def test_a_request_is_done_whole_where_that_holds_up_fewer() -> None:
     """Once prefill workers have as much to read as they take in advance, those who wait count against them."""
     router = make_router(1)
     router.report("decode_0", 1, measured(running=3), None)

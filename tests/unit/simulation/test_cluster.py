@@ -85,6 +85,7 @@ def test_kv_finds_nearly_all_that_one_shared_cache_would_and_halves_the_time_to_
     assert kv.hit_rate > 0.95 * kv.held_rate > 1.5 * round_robin.hit_rate
     assert kv.ttft.mean < 0.5 * round_robin.ttft.mean
     assert kv.ttft.p99 < 0.5 * round_robin.ttft.p99
+    assert kv.inter_token.p99 < round_robin.inter_token.p99
     assert kv.balance < 1.25
 
 
