@@ -7,6 +7,7 @@ came of it.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,8 @@ TRACE = ROOT / "loadtest" / "traces" / "mooncake_conversation_trace.jsonl"
 POLICIES: list[str] = list(get_args(get_type_hints(Routing)["policy"]))
 WORKERS, LOADS = [8, 64, 512], [0.4, 1.0, 1.3]
 TABLE_WIDTH = 130
+MOST_JOBS = 4
+"""At once, unless told otherwise: one of 512 workers takes a gigabyte or two."""
 WORKERS_PER_COPY = 128
 """The trace is one hour of a small fleet; a large one gets several copies at once, so that it does not end too soon."""
 
@@ -145,7 +148,7 @@ def main(
     profile: Annotated[str, typer.Option(help="What a worker is.")] = "h100-llama-3.1-8b",
     requests: Annotated[int, typer.Option(help="How many of the trace, from its beginning.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(help="The trace so many times in a row, each with prompts of its own.")] = 1,
-    jobs: Annotated[int, typer.Option(help="Simulations at once, a core each.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Simulations at once, a core each.")] = min(MOST_JOBS, os.cpu_count() or 1),
     out: Annotated[Path, typer.Option(help="Where to write the report.")] = ROOT / ".tandem" / "simulation.json",
 ) -> None:
     """Replay the trace, print the table, write the JSON."""

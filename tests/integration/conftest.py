@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tandem.deployment import Deployment, load_deployment, override
@@ -15,8 +16,12 @@ LOCAL = Path(__file__).parents[2] / "deployments" / "local.toml"
 
 @pytest.fixture(scope="session")
 def deployment() -> Deployment:
-    """``deployments/local.toml`` on free ports. Requests are always taken apart there."""
-    return override(load_deployment(LOCAL), http_port=0, grpc_port=0, metrics_port=0)
+    """``deployments/local.toml`` on free ports, with memory for 11,000 tokens of KV in float32: several such servers run
+    at once. Requests are always taken apart there."""
+    plain = override(load_deployment(LOCAL), http_port=0, grpc_port=0, metrics_port=0)
+    return msgspec.structs.replace(
+        plain, worker=[msgspec.structs.replace(worker, kv_memory="512MiB") for worker in plain.worker]
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
