@@ -31,9 +31,10 @@ def draw(axes: Any, runs: list[Run], title: str, height: Any) -> None:
 
 
 def draw_oracle(axes: Any, runs: list[Run]) -> None:
-    """What one shared cache would have found, over each group: of all memory, and of the prefill workers'."""
-    found = sorted({(run.workers, run.load, run.oracle_hit_rate, run.prefill_oracle_hit_rate) for run in runs})
-    for i, (style, label) in enumerate((("dotted", "one cache of all memory"), ("dashed", "of the prefill workers'"))):
+    """What one shared cache would have found, over each group: of all memory, and of the size of all caches."""
+    kv = [run for run in runs if run.results.policy == "kv"]
+    found = sorted((run.workers, run.load, run.oracle_hit_rate, run.results.shared_rate) for run in kv)
+    for i, (style, label) in enumerate((("dotted", "one cache of all memory"), ("dashed", "of the size of kv's"))):
         for place, (_, _, *rates) in enumerate(found):
             ends = place - GROUP / 2, place + GROUP / 2
             axes.hlines(rates[i], *ends, RED, style, lw=1.2, label=None if place else label)

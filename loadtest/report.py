@@ -181,8 +181,8 @@ def simulation_section(runs: list[Run]) -> str:
         "p99, ms",
         "hits",
         "held by anyone",
-        "one cache of all memory",
-        "of prefill's",
+        "one cache of their size",
+        "of all memory",
         "balance",
         "failed",
     )
@@ -200,8 +200,8 @@ def simulation_section(runs: list[Run]) -> str:
                 f"{1e3 * kv.inter_token.p99:.0f} / {1e3 * other.inter_token.p99:.0f}",
                 f"{kv.hit_rate:.3f} / {other.hit_rate:.3f}",
                 f"{kv.held_rate:.3f} / {other.held_rate:.3f}",
+                f"{kv.shared_rate:.3f} / {other.shared_rate:.3f}",
                 f"{run.oracle_hit_rate:.3f}",
-                f"{run.prefill_oracle_hit_rate:.3f}",
                 f"{kv.balance:.2f} / {other.balance:.2f}",
                 f"{sum(kv.failed.values())} / {sum(other.failed.values())}",
             )

@@ -1,5 +1,5 @@
 """A day's traffic on a simulated clock: ``python loadtest/simulate.py`` replays a trace on fleets of simulated workers,
-once for each routing policy, and prints what became of it beside an oracle with one shared cache.
+once for each routing policy, and prints what became of it beside oracles with one shared cache.
 
 Router and admission are those that serve; see ``tandem.simulation``. ``python loadtest/plot_simulation.py`` draws what
 came of it.
@@ -68,8 +68,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """How many times as fast as it was recorded each copy of the trace runs."""
     oracle_hit_rate: float
     """Of one cache of all workers' memory."""
-    prefill_oracle_hit_rate: float
-    """Of one cache of the prefill workers' memory: what the others have is mostly taken by running answers."""
     results: Results
 
 
@@ -89,9 +87,9 @@ def make_traffic(scenario: Scenario) -> tuple[list[Arrival], float]:
 
 
 @cache
-def ask_oracle(scenario: Scenario, workers: int) -> float:
-    """Hit rate of one cache of so many workers' memory."""
-    blocks = workers * WorkerPlan(find_profile(scenario.profile)).num_blocks
+def ask_oracle(scenario: Scenario) -> float:
+    """Hit rate of one cache of all workers' memory."""
+    blocks = scenario.workers * WorkerPlan(find_profile(scenario.profile)).num_blocks
     return oracle_hit_rate(make_traffic(scenario)[0], blocks)
 
 
@@ -106,8 +104,7 @@ def simulate(job: tuple[Scenario, str]) -> Run:
         workers=scenario.workers,
         load=scenario.load,
         speed=speed,
-        oracle_hit_rate=ask_oracle(scenario, scenario.workers),
-        prefill_oracle_hit_rate=ask_oracle(scenario, half),
+        oracle_hit_rate=ask_oracle(scenario),
         results=results,
     )
 
@@ -118,7 +115,7 @@ def table(runs: list[Run]) -> Table:
     for name in ("workers", "load", "policy"):
         shown.add_column(name)
     times = ["TTFT mean", "p50", "p99, s", "inter-token mean", "p50", "p99, ms"]
-    for name in [*times, "hits", "held", "oracle", "(prefill)", "balance", "failed"]:
+    for name in [*times, "hits", "held", "one cache", "all memory", "balance", "failed"]:
         shown.add_column(name, justify="right")
     for run in runs:
         r = run.results
@@ -130,8 +127,8 @@ def table(runs: list[Run]) -> Table:
             *(f"{1e3 * value:.1f}" for value in (r.inter_token.mean, r.inter_token.p50, r.inter_token.p99)),
             f"{r.hit_rate:.3f}",
             f"{r.held_rate:.3f}",
+            f"{r.shared_rate:.3f}",
             f"{run.oracle_hit_rate:.3f}",
-            f"{run.prefill_oracle_hit_rate:.3f}",
             f"{r.balance:.2f}",
             f"{sum(r.failed.values())}",
         )

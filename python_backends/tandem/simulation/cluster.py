@@ -37,7 +37,7 @@ from tandem.orchestrator.admission import Admission, Demand, Reason, Refusal, Ti
 from tandem.routing.disaggregation import Waiting
 from tandem.routing.router import Plan, Route, Router
 from tandem.simulation.fleet import Clock, WorkerPlan, make_fleet
-from tandem.simulation.oracle import SharedView
+from tandem.simulation.oracle import SharedCache, SharedView
 from tandem.simulation.results import Results, Tally, balance
 from tandem.simulation.trace import Arrival
 
@@ -96,7 +96,8 @@ class Cluster:
         self._heard_at = [0.0] * len(self.workers)
         self._requests: dict[str, _Request] = {}
         self._waiting: dict[Ticket, Arrival] = {}
-        self._tally, self._shared = Tally(), SharedView()
+        self._tally = Tally()
+        self._held, self._shared = SharedView(), SharedCache()
 
     def run(self, traffic: Iterable[Arrival]) -> Results:
         """All of ``traffic``, which comes in the order of its arrival, until its last answer has ended.
@@ -203,14 +204,19 @@ class Cluster:
         names = dict(zip(("prefill", "decode"), plan.workers, strict=True))
         request.places = {stage: self._places[name] for stage, name in names.items() if name is not None}
         self._requests[arrival.request_id] = request
-        self._tally.prompt_tokens += arrival.num_tokens
-        self._tally.held_tokens += self._shared.find(arrival.hashes, arrival.num_tokens)
+        self._ask_oracles(arrival)
         if request.route.prefill is None:
             self._tally.whole += 1
             self._send("decode", request, Generate(**self._fields(request)))
         else:
             lender = Lender(worker_id=plan.loan[0], num_tokens=plan.loan[1]) if plan.loan else None
             self._send("prefill", request, Prefill(**self._fields(request), lender=lender, keeps=plan.keeps("prefill")))
+
+    def _ask_oracles(self, arrival: Arrival) -> None:
+        free = sum(load.blocks_total - load.blocks_used - load.blocks_cached for load in self._loads)
+        self._tally.prompt_tokens += arrival.num_tokens
+        self._tally.held_tokens += self._held.find(arrival.hashes, arrival.num_tokens)
+        self._tally.shared_tokens += self._shared.take(arrival, free + self._held.size)
 
     def _fields(self, request: _Request) -> dict[str, Any]:
         arrival = request.arrival
@@ -240,7 +246,7 @@ class Cluster:
         worker, now = self.workers[place], self._clock.now
         while True:
             events, kv, load = worker.advance(now), worker.take_kv_events(), worker.load
-            self._shared.take(kv)
+            self._held.take(kv)
             if events or kv or load != self._loads[place]:
                 self._loads[place] = load
                 self._at(now + MESSAGE_S, partial(self._hear, place, events, kv, load))
@@ -332,6 +338,7 @@ class Cluster:
             inter_token=tally.inter_token.summary(),
             hit_rate=tally.cached_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
             held_rate=tally.held_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
+            shared_rate=tally.shared_tokens / tally.prompt_tokens if tally.prompt_tokens else 0.0,
             prefill_use=sum(busy[:split]) / (now * split),
             decode_use=sum(busy[split:]) / (now * (len(busy) - split)),
             balance=balance(busy[:split]),

@@ -66,6 +66,8 @@ class Tally:
     cached_tokens: int = 0
     held_tokens: int = 0
     """Of prompts, by any worker when they went to workers."""
+    shared_tokens: int = 0
+    """Of prompts, by one cache of the same size."""
     output_tokens: int = 0
     whole: int = 0
     """Requests that one worker did whole."""
@@ -93,6 +95,9 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that did not have to be read, of all."""
     held_rate: float
     """Prompt tokens whose KV any worker had when the request went to workers, of all: the most that could be found."""
+    shared_rate: float
+    """Prompt tokens whose KV one least-recently-used cache would have had then, of all. It is as large as what workers
+    hold for reuse at that moment, each block counted once, and what is free."""
     prefill_use: float
     """Of the prefill workers' time, the share in which they computed."""
     decode_use: float

@@ -115,5 +115,6 @@ def test_all_caches_as_one_hold_what_any_of_them_holds(changes: list[tuple[bool,
         held[worker] = held[worker] | names if stores else held[worker] - names
         view.take([(BlocksStored if stores else BlocksRemoved)(hashes=sorted(names))])
     anywhere = set.union(*held)
+    assert view.size == len(anywhere)
     found = list(itertools.takewhile(anywhere.__contains__, chain.tolist()))
     assert view.find(chain, num_tokens) == TRACE_BLOCK * min(len(found), (num_tokens - 1) // TRACE_BLOCK)
