@@ -16,8 +16,8 @@ LOCAL = Path(__file__).parents[2] / "deployments" / "local.toml"
 
 @pytest.fixture(scope="session")
 def deployment() -> Deployment:
-    """``deployments/local.toml`` on free ports, with memory for 11,000 tokens of KV in float32: several such servers run
-    at once. Requests are always taken apart there."""
+    """``deployments/local.toml`` on free ports, with KV memory for 11,000 tokens in float32: several such servers may
+    run at once. Requests are always taken apart there."""
     plain = override(load_deployment(LOCAL), http_port=0, grpc_port=0, metrics_port=0)
     return msgspec.structs.replace(
         plain, worker=[msgspec.structs.replace(worker, kv_memory="512MiB") for worker in plain.worker]
