@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tandem.deployment import Faults
 from tandem.engines.counters import Counters
-from tandem.engines.sim.contents import BlockContents, name_contents
+from tandem.engines.sim.contents import BlockContents
 from tandem.engines.sim.faults import Crash, is_struck
+from tandem.engines.sim.held import Held
 from tandem.engines.sim.steps import LONGEST_RUN, RunningStep, begin
 from tandem.engines.sim.timing import Timing, transfer_s
 from tandem.engines.sim.tokens import answer_token, make_logprob
@@ -37,7 +37,6 @@ from tandem.messages import (
     Failed,
     FinishReason,
     KvEvent,
-    KvHandle,
     Load,
     Preempted,
     Prefill,
@@ -49,20 +48,6 @@ from tandem.messages import (
 
 LEASE_LOOK_S = 0.1
 """How long an idle worker that has granted leases waits before it looks for those that have run out."""
-
-
-@dataclass(eq=False)
-class _Held:
-    """A request in hand."""
-
-    sequence: Sequence
-    prompt_digest: bytes
-    handle: KvHandle | None
-    num_named: int = 0
-    """Blocks at its start whose contents are named."""
-    reading: bool = False
-    """Whether the transfer is at work: only it can end the request then."""
-    cancelled: bool = False
 
 
 class SimulatedWorker:
@@ -92,12 +77,12 @@ class SimulatedWorker:
         self._coarse = coarse
         self._pool = scheduler.pool
         scheduler.on_preempt = self._preempted
-        self._in_hand: dict[str, _Held] = {}
+        self._in_hand: dict[str, Held] = {}
         self._unread: dict[str, Sequence] = {}
         """Of those in hand, by request id: their prompts are still to be read."""
         self._reads: dict[str, float] = {}
         """By request id: when the bytes of a pull will be there, by the profile."""
-        self._pulled: deque[tuple[_Held, PullResult]] = deque()
+        self._pulled: deque[tuple[Held, PullResult]] = deque()
         self._step: RunningStep | None = None
         self._changed = False
         """Whether the batch may be another one after the running step."""
@@ -147,7 +132,7 @@ class SimulatedWorker:
         handle = self.handover.accept(work) if isinstance(work, Decode) else None
         if handle is not None:
             sequence.num_cached = handle.num_tokens  # so it will be when its turn has come
-        self._in_hand[work.request_id] = _Held(sequence, b"" if self._coarse else digest_tokens(work.token_ids), handle)
+        self._in_hand[work.request_id] = Held(sequence, b"" if self._coarse else digest_tokens(work.token_ids), handle)
         if handle is None or sequence.num_uncached > 1:
             self._unread[work.request_id] = sequence
         self._changed = True
@@ -212,7 +197,7 @@ class SimulatedWorker:
 
     def _admit(self, now: float) -> None:
         for sequence in self._scheduler.admit():
-            moving = _tokens_to_move(self._in_hand[sequence.request_id])
+            moving = self._in_hand[sequence.request_id].tokens_to_move
             self._reads[sequence.request_id] = now + transfer_s(self._timing, moving)
 
     def _begin_reads(self, now: float) -> None:
@@ -221,7 +206,7 @@ class SimulatedWorker:
             del self._reads[request_id]
             self._read(self._in_hand[request_id])
 
-    def _read(self, held: _Held) -> None:
+    def _read(self, held: Held) -> None:
         request_id = held.sequence.request_id
         if is_struck(request_id, "pull", self._faults.pull_share):
             what = "the pull failed on demand (worker.faults.pull_share)"
@@ -251,7 +236,7 @@ class SimulatedWorker:
                 self._finish(held.sequence, "cancelled")
             elif result.error is not None:
                 self._pull_failed(held.sequence, result.error)
-            elif not self._holds_what_it_should(held):
+            elif self._contents is not None and not held.is_right(self._contents):
                 self._fail(held.sequence, "transfer_failed", "the pulled blocks are not those of the request's tokens")
             else:
                 self._note_pull(held, result)
@@ -265,9 +250,9 @@ class SimulatedWorker:
         self._scheduler.not_lent(sequence)
         self._changed = True
 
-    def _note_pull(self, held: _Held, result: PullResult) -> None:
+    def _note_pull(self, held: Held, result: PullResult) -> None:
         sequence, moved = held.sequence, result.bytes_moved
-        seconds = result.seconds + transfer_s(self._timing, _tokens_to_move(held))
+        seconds = result.seconds + transfer_s(self._timing, held.tokens_to_move)
         self._changed = True
         if not sequence.awaits_kv:
             self._counters.borrowed(sequence.num_lent_tokens, moved, seconds)
@@ -310,7 +295,8 @@ class SimulatedWorker:
         self._scheduler.stepped(step, running.began, seconds / running.count)
         for sequence in step.sequences:
             held = self._in_hand[sequence.request_id]
-            self._name_contents(held)
+            if self._contents is not None:
+                held.name_blocks(self._contents)
             if sequence.num_uncached == 0:
                 self._take(held, step, running.count)
         return running.ends_at
@@ -326,7 +312,7 @@ class SimulatedWorker:
         left = step.left if held and held[-1] is step.sequences[-1] else 0
         return Step(step.is_prefill, held, left)
 
-    def _take(self, held: _Held, step: Step, count: int) -> None:
+    def _take(self, held: Held, step: Step, count: int) -> None:
         """One sequence's new tokens, as a rule one: report them, and go on, hand over or end."""
         sequence, work = held.sequence, held.sequence.work
         index, vocab = sequence.num_output, self.info.vocab_size
@@ -347,11 +333,10 @@ class SimulatedWorker:
         elif step.is_prefill:
             self._scheduler.prefilled(sequence)
 
-    def _hand_over(self, held: _Held, reason: FinishReason | None) -> None:
+    def _hand_over(self, held: Held, reason: FinishReason | None) -> None:
         sequence = held.sequence
         if self._contents is not None:
-            names = name_contents(sequence.chain, sequence.token_ids[: sequence.num_cached], sequence.block_size)
-            self._contents.write(sequence.block_ids[held.num_named : len(names)], names[held.num_named :])
+            held.name_all(self._contents)
         handle = None if reason else self.handover.grant(sequence)
         self._drop(sequence)
         self._events.append(
@@ -384,36 +369,3 @@ class SimulatedWorker:
         self._scheduler.remove(sequence)
         blocks, sequence.block_ids = sequence.block_ids, []
         self._pool.free(blocks)
-
-    # ------------------------------------------------------------ contents
-
-    def _name_contents(self, held: _Held) -> None:
-        """Name what the blocks hold that have become whole; cached ones have their names."""
-        if self._contents is None:
-            return
-        sequence = held.sequence
-        first, end = max(held.num_named, sequence.num_shared), sequence.num_cached // sequence.block_size
-        held.num_named = max(first, end)
-        if first < end:
-            self._contents.write(sequence.block_ids[first:end], [sequence.chain[i][0] for i in range(first, end)])
-
-    def _holds_what_it_should(self, held: _Held) -> bool:
-        if self._contents is None:
-            return True
-        sequence = held.sequence
-        tokens = held.handle.num_tokens if held.handle else sequence.num_lent * sequence.block_size
-        names = name_contents(sequence.chain, sequence.token_ids[:tokens], sequence.block_size)
-        held.num_named = tokens // sequence.block_size
-        return self._contents.hold(sequence.block_ids[: len(names)], names)
-
-
-def _tokens_to_move(held: _Held) -> int:
-    """Tokens whose KV has to come from elsewhere: those of the handle, or of the lender, but for blocks that are here
-    already."""
-    sequence = held.sequence
-    if held.handle is not None:
-        return max(0, held.handle.num_tokens - sequence.shared_tokens)
-    if sequence.num_lent:
-        return sequence.num_lent_tokens
-    assert sequence.lender is not None  # only such requests are pulled
-    return sequence.lender.num_tokens - sequence.shared_tokens
