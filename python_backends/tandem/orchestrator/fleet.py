@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 from tandem.deployment import Deployment, Worker
 from tandem.errors import TandemError
 from tandem.kv.handle import find_differences, require_compatible
-from tandem.kv.hashes import Hashes, hash_chain
 from tandem.lanes.client import LaneClient
 from tandem.lanes.discovery import Discovery, Resolve, resolve_host
 from tandem.lanes.replica import Replica
@@ -22,6 +21,7 @@ from tandem.lanes.transport import Transport
 from tandem.messages import PROTOCOL_VERSION, Lender, Pair, PollReply, Role, Unpair, WorkerInfo, does
 from tandem.orchestrator.health_watch import HealthWatch
 from tandem.orchestrator.metrics import WorkerState, WorkerView
+from tandem.orchestrator.query import Query
 from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.room import Room
 from tandem.routing.router import Plan, Route, Router
@@ -128,12 +128,14 @@ class Fleet:
 
         return await self._patiently(least)
 
+    def query(self, token_ids: list[int], max_tokens: int, salt: str = "") -> Query:
+        """What a request asks of the router; ``salt`` is its tenant."""
+        return Query(token_ids, max_tokens, self._block_size, salt)
+
     async def plan(
         self,
-        token_ids: list[int],
-        max_tokens: int,
+        query: Query,
         *,
-        salt: str = "",
         waiting: Waiting = NOBODY_WAITS,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
@@ -144,58 +146,43 @@ class Fleet:
         Raises:
             TandemError: ``worker_lost`` when there are still none.
         """
-        hashes = hash_chain(token_ids, self._block_size, salt)
 
         def attempt() -> Plan:
             if avoid:
                 with suppress(TandemError):
-                    return self._plan_now(hashes, len(token_ids), max_tokens, waiting, avoid)
-            return self._plan_now(hashes, len(token_ids), max_tokens, waiting)
+                    return self._plan_now(query, waiting, avoid)
+            return self._plan_now(query, waiting)
 
         return await self._patiently(attempt, patience_s)
 
-    def _plan_now(
-        self,
-        hashes: Hashes,
-        num_tokens: int,
-        max_tokens: int,
-        waiting: Waiting = NOBODY_WAITS,
-        avoid: Collection[str] = (),
-    ) -> Plan:
+    def _plan_now(self, query: Query, waiting: Waiting = NOBODY_WAITS, avoid: Collection[str] = ()) -> Plan:
         now = time.monotonic()
         stand_in = self._have_met or now >= self._meeting_ends
-        return self._router.plan(hashes, num_tokens, max_tokens, now, waiting=waiting, stand_in=stand_in, avoid=avoid)
+        asked = query.hashes, query.num_tokens, query.max_tokens
+        return self._router.plan(*asked, now, waiting=waiting, stand_in=stand_in, avoid=avoid)
 
     async def route(
         self,
-        token_ids: list[int],
-        max_tokens: int,
+        query: Query,
         *,
-        salt: str = "",
         waiting: Waiting = NOBODY_WAITS,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
         """The workers for a request; what it takes of them counts until its route ends. Else as ``plan``."""
-        return self._assign(
-            await self.plan(token_ids, max_tokens, salt=salt, waiting=waiting, avoid=avoid, patience_s=patience_s)
-        )
+        return self._assign(await self.plan(query, waiting=waiting, avoid=avoid, patience_s=patience_s))
 
-    def route_now(
-        self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
-    ) -> Assignment | None:
+    def route_now(self, query: Query, avoid: Collection[str]) -> Assignment | None:
         """Likewise without those of ``avoid`` and without waiting; None where that leaves nobody."""
         try:
-            hashes = hash_chain(token_ids, self._block_size, salt)
-            return self._assign(self._plan_now(hashes, len(token_ids), max_tokens, avoid=avoid))
+            return self._assign(self._plan_now(query, avoid=avoid))
         except TandemError:
             return None
 
-    def foresee(self, token_ids: list[int], max_tokens: int, salt: str, waiting: Waiting) -> Plan | None:
+    def foresee(self, query: Query, waiting: Waiting) -> Plan | None:
         """As ``plan``, without waiting for workers; None where there are none."""
         try:
-            hashes = hash_chain(token_ids, self._block_size, salt)
-            return self._plan_now(hashes, len(token_ids), max_tokens, waiting)
+            return self._plan_now(query, waiting)
         except TandemError:
             return None
 

@@ -26,6 +26,7 @@ from tandem.orchestrator.fleet import Assignment, Fleet
 from tandem.orchestrator.gate import Gate
 from tandem.orchestrator.hedging import Hedging, race
 from tandem.orchestrator.metrics import OrchestratorMetrics
+from tandem.orchestrator.query import Query
 from tandem.orchestrator.record import RequestRecord
 from tandem.orchestrator.recovery import Recovery, find_reason
 from tandem.orchestrator.timings import Part, Timings
@@ -75,6 +76,7 @@ class Journey:
         self._record = RequestRecord(ask, self._id, tracer, is_logged)
         self._step = "waiting for workers"
         self._wanted: Wanted | None = None
+        self._query: Query | None = None
         self._answer: AnswerBuilder | None = None
         self._ticket: Ticket | None = None
         self._recovery = Recovery(self._id, limits.max_migrations, limits.max_queue_s)
@@ -165,7 +167,7 @@ class Journey:
             max_tokens=max_tokens,
             blocks=self._fleet.blocks_for(len(prompt), max_tokens),
         )
-        foresee = partial(self._fleet.foresee, prompt, max_tokens, self.ask.tenant)
+        foresee = partial(self._fleet.foresee, self._ask_for())
         self._ticket = self._gate.enter(demand, self._timeout_s - self._timings.total, foresee)
         await self._gate.admitted(self._ticket)
 
@@ -174,14 +176,8 @@ class Journey:
         assert self._ticket is not None
         self._enter("waiting", "waiting for workers")
         patience_s = math.inf if self._recovery.migrations else None
-        tokens, left = self._so_far()
         assignment = await self._fleet.route(
-            tokens,
-            left,
-            salt=self.ask.tenant,
-            waiting=self._ticket.passed,
-            avoid=self._recovery.avoid,
-            patience_s=patience_s,
+            self._ask_for(), waiting=self._ticket.passed, avoid=self._recovery.avoid, patience_s=patience_s
         )
         return self._set_out(assignment)
 
@@ -203,11 +199,10 @@ class Journey:
 
     def _second_start(self, late: Attempt) -> Attempt | None:
         """Another attempt beside one that is late, if there is a worker for it and room in the budget."""
-        tokens, left = self._so_far()
         avoid = self._recovery.avoid | {late.first_worker}
         if not self._hedging.affordable:
             return None
-        if (assignment := self._fleet.route_now(tokens, left, salt=self.ask.tenant, avoid=avoid)) is None:
+        if (assignment := self._fleet.route_now(self._ask_for(), avoid)) is None:
             return None
         self._hedging.spend()
         log.info("request %s: %s is late, and it is started elsewhere too", self._id, late.first_worker)
@@ -255,11 +250,14 @@ class Journey:
 
     # -------------------------------------------------------------- its parts
 
-    def _so_far(self) -> tuple[list[int], int]:
-        """The tokens that have to be read next, and how many may follow them."""
+    def _ask_for(self) -> Query:
+        """What the next workers are asked for: to read the prompt and what was answered so far, and to go on."""
         assert self._wanted is not None
-        made = self._token_ids
-        return [*self._wanted.prompt, *made], self._wanted.stopping.max_tokens - len(made)
+        tokens = [*self._wanted.prompt, *self._token_ids]
+        if self._query is None or self._query.num_tokens != len(tokens):
+            left = self._wanted.stopping.max_tokens - len(self._token_ids)
+            self._query = self._fleet.query(tokens, left, self.ask.tenant)
+        return self._query
 
     def _set_out(self, assignment: Assignment) -> Attempt:
         assert self._wanted is not None

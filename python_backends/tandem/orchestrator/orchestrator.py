@@ -146,7 +146,7 @@ class Orchestrator:
             prompt = await self._read_prompt(ask, max_model_len)
             defaults = self._limits.default_max_tokens, self._codec.eos_token_ids
             stopping = resolve_stopping(ask, len(prompt), max_model_len, *defaults)
-            plan = await self._fleet.plan(prompt, stopping.max_tokens, salt=ask.tenant)
+            plan = await self._fleet.plan(self._fleet.query(prompt, stopping.max_tokens, ask.tenant))
             responder.send({"text_output": text_tensor(msgspec.json.encode(explain(plan)))}, final=True)
         except TandemError as error:
             responder.fail(error)

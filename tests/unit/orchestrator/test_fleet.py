@@ -135,7 +135,7 @@ class Site:
 
     async def route(self) -> tuple[str | None, str]:
         """The names of the workers that a request gets, which ends at once."""
-        prefill, decode, route, *_ = await asyncio.wait_for(self.fleet.route(PROMPT, 8), DEADLINE_S)
+        prefill, decode, route, *_ = await asyncio.wait_for(self.fleet.route(self.fleet.query(PROMPT, 8)), DEADLINE_S)
         route.end()
         return prefill and prefill.worker.name, decode.worker.name
 
@@ -270,7 +270,9 @@ def test_a_request_that_has_begun_waits_longer(monkeypatch: pytest.MonkeyPatch) 
         for remote in site.remotes.values():
             remote.ready = False
         await until(lambda: not any(lane.info for lane in site.fleet._lanes.values()))
-        waiting = asyncio.ensure_future(site.fleet.route(PROMPT, 8, avoid={"decode_0"}, patience_s=math.inf))
+        waiting = asyncio.ensure_future(
+            site.fleet.route(site.fleet.query(PROMPT, 8), avoid={"decode_0"}, patience_s=math.inf)
+        )
         await asyncio.sleep(0.1)
         assert not waiting.done()
         site.remotes["decode_0"].restart()
@@ -312,8 +314,8 @@ def test_the_worker_with_less_in_hand_is_chosen_and_a_lost_one_is_not() -> None:
 def test_a_request_counts_until_its_route_ends() -> None:
     async def test(site: Site) -> None:
         await site.all_met()
-        first = await site.fleet.route(PROMPT, 8)
-        second = await site.fleet.route(PROMPT, 8)
+        first = await site.fleet.route(site.fleet.query(PROMPT, 8))
+        second = await site.fleet.route(site.fleet.query(PROMPT, 8))
         assert first.prefill is not second.prefill
         assert first.decode is not second.decode
         first.route.end()
@@ -347,14 +349,14 @@ def test_what_failed_a_request_is_avoided_where_there_is_somebody_else() -> None
             ({"prefill_0", "decode_1"}, ("prefill_1", "decode_0")),
             ({"decode_0", "decode_1", "prefill_1"}, (None, "prefill_0")),
         ]:
-            prefill, decode, route, *_ = await site.fleet.route(PROMPT, 8, avoid=avoid)
+            prefill, decode, route, *_ = await site.fleet.route(site.fleet.query(PROMPT, 8), avoid=avoid)
             route.end()
             assert (prefill and prefill.worker.name, decode.worker.name) == expected
         everybody = site.remotes.keys()
-        prefill, _, route, *_ = await site.fleet.route(PROMPT, 8, avoid=everybody)
+        prefill, _, route, *_ = await site.fleet.route(site.fleet.query(PROMPT, 8), avoid=everybody)
         route.end()
         assert prefill is not None
-        assert site.fleet.route_now(PROMPT, 8, avoid=everybody) is None
+        assert site.fleet.route_now(site.fleet.query(PROMPT, 8), avoid=everybody) is None
 
     on_site(test, each=2, routing=Routing(policy="round_robin", conditional_disaggregation=False))
 

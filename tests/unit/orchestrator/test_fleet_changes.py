@@ -91,7 +91,7 @@ def test_a_worker_that_drains_is_left_when_nothing_is_on_its_way_to_it() -> None
         site.hosts.append("10.0.0.2")
         await site.joined("10.0.0.1")
         await site.joined("10.0.0.2")
-        running = [await site.fleet.route(PROMPT, 8) for _ in range(2)]
+        running = [await site.fleet.route(site.fleet.query(PROMPT, 8)) for _ in range(2)]
         first = running[0].decode
         remote = site.remotes[first.worker.name]
         remote.draining = True
@@ -156,12 +156,12 @@ def test_workers_for_both_stages_alone_make_a_deployment() -> None:
         fleet = Fleet(deployment, lambda replica: remotes[replica.name])
         fleet.start()
         try:
-            prefill, decode, *_ = await asyncio.wait_for(fleet.route(PROMPT, 8), DEADLINE_S)
+            prefill, decode, *_ = await asyncio.wait_for(fleet.route(fleet.query(PROMPT, 8)), DEADLINE_S)
             assert prefill is not None
             assert {prefill.worker.name, decode.worker.name} == set(remotes)
             remotes["both_1"].ready = False
             await until(lambda: fleet._lanes["both_1"].info is None)
-            prefill, decode, *_ = await asyncio.wait_for(fleet.route(PROMPT, 8), DEADLINE_S)
+            prefill, decode, *_ = await asyncio.wait_for(fleet.route(fleet.query(PROMPT, 8)), DEADLINE_S)
             assert (prefill, decode.worker.name) == (None, "both_0")
         finally:
             await asyncio.to_thread(fleet.stop)

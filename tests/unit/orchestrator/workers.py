@@ -11,6 +11,7 @@ from tandem.kv.hashes import pack_hashes
 from tandem.lanes.client import Mailbox
 from tandem.messages import AnyWork, EngineEvent, Failed, StageName
 from tandem.orchestrator.fleet import Assignment
+from tandem.orchestrator.query import Query
 from tandem.routing.disaggregation import NOBODY_WAITS, Waiting
 from tandem.routing.router import Plan
 from tests.unit.routing.sites import info, make_router, stored
@@ -93,39 +94,33 @@ class Workers:
 
     async def route(
         self,
-        token_ids: list[int],
-        max_tokens: int,
+        query: Query,
         *,
-        salt: str = "",
         waiting: Waiting = NOBODY_WAITS,
         avoid: Collection[str] = (),
         patience_s: float | None = None,
     ) -> Assignment:
         self.patience_s, self.waiting = patience_s, waiting
-        return self.route_now(token_ids, max_tokens, salt=salt, avoid=avoid) or self._assign(
-            self._plan(token_ids, max_tokens, ())
-        )
+        return self.route_now(query, avoid) or self._assign(self._plan(query, ()))
 
-    def foresee(self, token_ids: list[int], max_tokens: int, salt: str, waiting: Waiting) -> Plan:
+    def query(self, token_ids: list[int], max_tokens: int, salt: str = "") -> Query:
         self.salt = salt
-        return self._plan(token_ids, max_tokens, (), waiting)
+        return Query(token_ids, max_tokens, 16, salt)
 
-    def route_now(
-        self, token_ids: list[int], max_tokens: int, *, salt: str = "", avoid: Collection[str]
-    ) -> Assignment | None:
-        self.salt = salt
+    def foresee(self, query: Query, waiting: Waiting) -> Plan:
+        return self._plan(query, (), waiting)
+
+    def route_now(self, query: Query, avoid: Collection[str]) -> Assignment | None:
         try:
-            return self._assign(self._plan(token_ids, max_tokens, avoid))
+            return self._assign(self._plan(query, avoid))
         except TandemError:
             return None
 
-    def _plan(
-        self, token_ids: list[int], max_tokens: int, avoid: Collection[str], waiting: Waiting = NOBODY_WAITS
-    ) -> Plan:
+    def _plan(self, query: Query, avoid: Collection[str], waiting: Waiting = NOBODY_WAITS) -> Plan:
         if self.whole:
             stored(self.router, "decode_0", [1])
         hashes = pack_hashes([1] if self.whole else [])
-        return self.router.plan(hashes, len(token_ids), max_tokens, 0.0, waiting=waiting, avoid=avoid)
+        return self.router.plan(hashes, query.num_tokens, query.max_tokens, 0.0, waiting=waiting, avoid=avoid)
 
     def _assign(self, plan: Plan) -> Assignment:
         prefill, decode = plan.workers
