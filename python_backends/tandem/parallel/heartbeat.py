@@ -7,6 +7,7 @@ port is needed.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import Literal
@@ -16,6 +17,8 @@ import msgspec
 from tandem.messages import Heartbeat
 
 PREFIX = b"tandem-heartbeat "
+LAST_WORDS = b"tandem-last-words"
+"""A line on stderr: nothing comes after it. Words take another way than heartbeats, which may be a longer one."""
 PERIOD_S = 0.5
 MAX_MESSAGE = 500
 """Characters. A line goes out in one piece as long as it is shorter than PIPE_BUF."""
@@ -28,6 +31,8 @@ class _State:
     phase: Literal["loading", "running", "stopped", "failed"] = "loading"
     message = ""
     progress = 0
+    sending = threading.Lock()
+    """Held while one is made and sent: an older one never comes after a newer one."""
 
 
 def start(fd: int) -> None:
@@ -58,14 +63,19 @@ def failed(message: str) -> None:
 
 def _say(phase: Literal["running", "stopped", "failed"], message: str = "") -> None:
     _State.phase, _State.message = phase, message[:MAX_MESSAGE]
+    if phase == "stopped" and _State.fd is not None:
+        sys.stdout.flush()  # the same as stderr since the fork
+        sys.stderr.flush()
+        os.write(2, LAST_WORDS + b"\n")
     _send()
 
 
 def _send() -> None:
     if _State.fd is None:
         return
-    beat = Heartbeat(pid=os.getpid(), phase=_State.phase, progress=_State.progress, message=_State.message)
-    os.write(_State.fd, msgspec.json.encode(beat) + b"\n")
+    with _State.sending:
+        beat = Heartbeat(pid=os.getpid(), phase=_State.phase, progress=_State.progress, message=_State.message)
+        os.write(_State.fd, msgspec.json.encode(beat) + b"\n")
 
 
 def _beat() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tandem.parallel import processes
+from tandem.parallel.heartbeat import LAST_WORDS
 from tandem.parallel.output import Demultiplexer, Line
 from tandem.parallel.verdict import Word
 
@@ -50,6 +51,8 @@ class Job:
             preexec_fn=partial(processes.die_with_parent, os.getpid()),
         )
         self._words: deque[Word] = deque(maxlen=WORDS)
+        self._silent: set[int | None] = set()
+        """Ranks that have said their last words."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._open = 2
@@ -79,6 +82,13 @@ class Job:
         """Take what is left of the output of a job that ends; wait for its end at most ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while self._open and (left := deadline - time.monotonic()) > 0:
+            self.step(left)
+
+    def hear_out(self, ranks: int, timeout_s: float) -> None:
+        """Take what is said until so many ranks that stop in good order have said their last words; wait at most
+        ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while len(self._silent) < ranks and (left := deadline - time.monotonic()) > 0:
             self.step(left)
 
     def words(self) -> list[Word]:
@@ -124,6 +134,9 @@ class Job:
 
     def _take_words(self, line: Line) -> None:
         rank, data = line
+        if data == LAST_WORDS:
+            self._silent.add(rank)
+            return
         text = data.decode(errors="replace").rstrip()
         self._words.append((rank, text))
         self._on_words(rank, text)

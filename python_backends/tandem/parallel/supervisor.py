@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 DRAIN_S = 1.0
-"""For mpiexec to say what it knows, when a job ends by itself."""
+"""For mpiexec to say what it knows, when a job ends by itself, or what ranks said last."""
 TERMINATE_S = 1.5
 """For mpiexec to end ranks on other hosts."""
 GUARDS_S = 3.0
@@ -122,6 +122,8 @@ class Supervisor:
             self._job.step(TICK_S)
             now = time.monotonic()
             if self._is_over(now):
+                if self._watch.all_are("stopped"):
+                    self._job.hear_out(self._watched, DRAIN_S)
                 return None
             if (problem := self._find_problem(now)) is not None:
                 return problem

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 
 from tandem.messages import Heartbeat
-from tandem.parallel.heartbeat import MAX_MESSAGE, PREFIX
+from tandem.parallel.heartbeat import LAST_WORDS, MAX_MESSAGE, PREFIX
 from tandem.parallel.processes import TAG, end_group, find_group
 
 DEADLINE_S = 30.0
@@ -26,6 +26,20 @@ heartbeat.loaded()
 sys.stdin.readline()
 heartbeat.failed("broken \\n" * 1000)
 sys.stdin.readline()
+"""
+
+HASTY = """
+import sys
+from tandem.parallel import heartbeat
+sys.setswitchinterval(1e-6)
+heartbeat.PERIOD_S = 0
+heartbeat.start(1)
+for _ in range(2000):
+    heartbeat.advance()
+    heartbeat.loaded()
+print("a word", end="", file=sys.stderr)
+print("more words", file=sys.stderr)
+heartbeat.stopped()
 """
 
 
@@ -67,6 +81,16 @@ def test_each_phase_is_told_of_at_once_and_again() -> None:
         assert beat.phase == "failed"
         assert beat.message == ("broken \n" * 1000)[:MAX_MESSAGE]
         rank.communicate(timeout=DEADLINE_S)
+
+
+def test_none_comes_after_a_newer_one_and_no_word_after_the_last() -> None:
+    with start(HASTY) as rank:
+        said, words = rank.communicate(timeout=DEADLINE_S)
+    beats = [msgspec.json.decode(line, type=Heartbeat) for line in said.splitlines()]
+    order = [(("loading", "running", "stopped").index(beat.phase), beat.progress) for beat in beats]
+    assert len(order) > 2000
+    assert order == sorted(order)
+    assert words.splitlines()[-2:] == [b"a wordmore words", LAST_WORDS]
 
 
 def test_a_group_is_found_and_ended_wherever_its_processes_went() -> None:

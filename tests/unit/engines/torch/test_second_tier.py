@@ -209,6 +209,7 @@ def test_harmed_files_change_no_answer(
         assert tier_of(harness).hits > 0
 
 
+@pytest.mark.usefixtures("slow_model")  # that a file is gone is noticed when it would be read
 def test_a_full_disk_is_no_error_for_a_request(
     model: Path, work: list[Generate], expected: list[list[int]], tmp_path: Path
 ) -> None:
