@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
@@ -33,8 +33,8 @@ TRACE = ROOT / "loadtest" / "traces" / "mooncake_conversation_trace.jsonl"
 POLICIES: list[str] = list(get_args(get_type_hints(Routing)["policy"]))
 WORKERS, LOADS = [8, 64, 512], [0.4, 1.0, 1.3]
 TABLE_WIDTH = 130
-MOST_JOBS = 4
-"""At once, unless told otherwise: one of 512 workers takes a gigabyte or two."""
+MOST_JOBS = 2
+"""At once, unless told otherwise: one of 512 workers takes up to 4 GB."""
 WORKERS_PER_COPY = 128
 """The trace is one hour of a small fleet; a large one gets several copies at once, so that it does not end too soon."""
 
@@ -76,7 +76,7 @@ def prefill_seconds(lines: list[TraceLine], profile: Profile) -> float:
     return sum(step_s(profile.timing, n, prefill_pairs(0, n), 0) for n in (line.input_length for line in lines))
 
 
-@cache
+@lru_cache(maxsize=1)
 def make_traffic(scenario: Scenario) -> tuple[list[Arrival], float]:
     """The requests, and the trace's speed."""
     lines = read_trace(TRACE)[: scenario.requests]
@@ -86,7 +86,7 @@ def make_traffic(scenario: Scenario) -> tuple[list[Arrival], float]:
     return arrivals(lines, speed=speed, copies=scenario.copies, repeats=scenario.repeats), speed
 
 
-@cache
+@lru_cache(maxsize=1)
 def ask_oracle(scenario: Scenario) -> float:
     """Hit rate of one cache of all workers' memory."""
     blocks = scenario.workers * WorkerPlan(find_profile(scenario.profile)).num_blocks
