@@ -32,7 +32,7 @@ help:
 	@echo "make compose-test   docker-compose.yml for real, from a bare Debian machine, as root"
 	@echo "make bench   the engine and the whole stack, measured    make perf   perf_analyzer"
 	@echo "make bench-router   the router alone: decisions and block events a second"
-	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (most of an hour)"
+	@echo "make simulate       routing policies on 8 to 512 simulated workers, and the picture (an hour on two cores)"
 	@echo "make soak    14,000 requests, a tenth of which leave: nothing hangs, is left or grows"
 	@echo "make disruption  parts of six hosts killed, stopped, cut off in turn under 64 streams: nothing is lost (root)"
 	@echo "make soak-faults a fault every 10 s under mixed load                                   (MINUTES=30, root)"
