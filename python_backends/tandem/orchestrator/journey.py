@@ -263,6 +263,7 @@ class Journey:
         assert self._wanted is not None
         assert self._ticket is not None
         self._gate.booked(self._ticket)
+        self._query = None  # as large as the prompt, and seldom needed again
         name = f"{self._id}/{next(self._tries)}"
         attempt = Attempt(name, self._wanted, list(self._token_ids), assignment, self._deadlines)
         self._attempts.append(attempt)
