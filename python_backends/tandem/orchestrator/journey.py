@@ -253,10 +253,10 @@ class Journey:
     def _ask_for(self) -> Query:
         """What the next workers are asked for: to read the prompt and what was answered so far, and to go on."""
         assert self._wanted is not None
-        tokens = [*self._wanted.prompt, *self._token_ids]
-        if self._query is None or self._query.num_tokens != len(tokens):
-            left = self._wanted.stopping.max_tokens - len(self._token_ids)
-            self._query = self._fleet.query(tokens, left, self.ask.tenant)
+        prompt, made = self._wanted.prompt, self._token_ids
+        if self._query is None or self._query.num_tokens != len(prompt) + len(made):
+            left = self._wanted.stopping.max_tokens - len(made)
+            self._query = self._fleet.query([*prompt, *made], left, self.ask.tenant)
         return self._query
 
     def _set_out(self, assignment: Assignment) -> Attempt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import selectors
@@ -78,17 +79,11 @@ class Job:
         """mpiexec's exit status, negative for a signal; None while it runs."""
         return self._process.poll()
 
-    def drain(self, timeout_s: float) -> None:
-        """Take what is left of the output of a job that ends; wait for its end at most ``timeout_s``."""
+    def drain(self, timeout_s: float, ranks: float = math.inf) -> None:
+        """Take what is left of the output of a job that ends, until its end, or until so many ``ranks`` that stop in
+        good order have said their last words; wait at most ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while self._open and (left := deadline - time.monotonic()) > 0:
-            self.step(left)
-
-    def hear_out(self, ranks: int, timeout_s: float) -> None:
-        """Take what is said until so many ranks that stop in good order have said their last words; wait at most
-        ``timeout_s``."""
-        deadline = time.monotonic() + timeout_s
-        while len(self._silent) < ranks and (left := deadline - time.monotonic()) > 0:
+        while self._open and len(self._silent) < ranks and (left := deadline - time.monotonic()) > 0:
             self.step(left)
 
     def words(self) -> list[Word]:

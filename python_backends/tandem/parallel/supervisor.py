@@ -123,7 +123,7 @@ class Supervisor:
             now = time.monotonic()
             if self._is_over(now):
                 if self._watch.all_are("stopped"):
-                    self._job.hear_out(self._watched, DRAIN_S)
+                    self._job.drain(DRAIN_S, ranks=self._watched)
                 return None
             if (problem := self._find_problem(now)) is not None:
                 return problem
